@@ -1,0 +1,1 @@
+"""The explanation graph and the jobs that stream images through it."""

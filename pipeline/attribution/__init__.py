@@ -1,0 +1,42 @@
+"""Attribution methods by name. A new method: one class in its family's file, and one line here."""
+
+import inspect
+
+from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits
+from pipeline.attribution.cam import EigenCAM, GradCAM
+from pipeline.errors import MethodError
+from pipeline.model import LoadedModel
+
+METHODS: dict[str, type[Method]] = {
+    "gradcam": GradCAM,
+    "eigencam": EigenCAM,
+}
+
+__all__ = ["METHODS", "Attribution", "Choose", "Method", "Needs", "Traits", "create"]
+
+
+def create(name: str, model: LoadedModel, *, seed: int = 0, **parameters: object) -> Method:
+    """Binds a method to a model.
+
+    Args:
+        name: key of `METHODS`.
+        model: the model to explain.
+        seed: of the job.
+        **parameters: of the method.
+
+    Returns:
+        The method.
+
+    Raises:
+        MethodError: no such method, it has no such parameter, or it does not fit the model.
+    """
+    if name not in METHODS:
+        raise MethodError(f"no method is named {name!r}; there are: {', '.join(METHODS)}")
+    method = METHODS[name]
+    known = [p for p in inspect.signature(method).parameters if p not in ("model", "seed")]
+    if unknown := sorted(parameters.keys() - set(known)):
+        raise MethodError(f"method {name} has no parameter {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
+    if reason := method.misfit(model):
+        fitting = [other for other, candidate in METHODS.items() if candidate.misfit(model) is None]
+        raise MethodError(f"method {name} cannot explain {model.source}: {reason}; these can: {', '.join(fitting)}")
+    return method(model, seed=seed, **parameters)  # type: ignore[arg-type]

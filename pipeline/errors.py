@@ -1,0 +1,70 @@
+"""The exceptions of raylens: one tree, each with the exit code of the command and a message that says how to mend it."""
+
+
+class RaylensError(Exception):
+    """Root of everything raylens raises on purpose."""
+
+    exit_code = 1
+
+
+class SpecError(RaylensError):
+    """A job specification or a flag is wrong."""
+
+    exit_code = 2
+
+
+class InputError(RaylensError):
+    """The input cannot be listed, or is not what it was said to be."""
+
+    exit_code = 3
+
+
+class ModelError(RaylensError):
+    """The model, its weights, its layer or its preprocessing cannot be resolved."""
+
+    exit_code = 4
+
+
+class MethodError(RaylensError):
+    """The method is unknown, its parameters are wrong, or it does not fit the model."""
+
+    exit_code = 5
+
+
+class OutputError(RaylensError):
+    """The output belongs to another job or cannot be written."""
+
+    exit_code = 6
+
+
+class GoldenError(RaylensError):
+    """The model missed the golden set: its preprocessing or weights are probably not what it was trained with."""
+
+    exit_code = 7
+
+
+class IntegrityError(RaylensError):
+    """Images in differ from explained plus rejected. Never expected; the output must not be trusted."""
+
+    exit_code = 8
+
+
+class RejectLimitError(RaylensError):
+    """More images were rejected than the job allows."""
+
+    exit_code = 9
+
+
+class RowError(RaylensError):
+    """One image cannot be explained; becomes a row in rejects.
+
+    Args:
+        code: the reason, one of a small set; see README.
+        message: what was found, in a short sentence.
+        stage: where it happened: read, decode or graph.
+    """
+
+    def __init__(self, code: str, message: str, *, stage: str = "decode") -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.code = code

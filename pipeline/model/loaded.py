@@ -1,0 +1,156 @@
+"""A model as one object: module, preprocessing, labels and target layer, resolved in one place."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import torch
+from torch import nn
+
+from pipeline.errors import ModelError
+from pipeline.model import weights as weights_file
+from pipeline.model.layers import TargetLayer, find_layer, observe
+from pipeline.model.preprocessing import Preprocessing, overridden
+from pipeline.model.sources import build
+from schemas.graph import ModelSpec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Everything that decides a prediction, and where to look.
+
+    Attributes:
+        module: (N, C, H, W) to (N, K) logits; evaluation mode, no parameter requires a gradient.
+        preprocessing: of its input.
+        labels: K class names; their indices where the source has no names.
+        layer: the target layer.
+        classes: K.
+        weights_sha256: of the file, or of the tensors where there is no file.
+        source: the model's address.
+    """
+
+    module: nn.Module
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    layer: TargetLayer
+    classes: int
+    weights_sha256: str
+    source: str
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the prediction, as plain values; part of the graph digest."""
+        return {
+            "source": self.source,
+            "weights_sha256": self.weights_sha256,
+            "preprocessing": asdict(self.preprocessing),
+            "layer": asdict(self.layer),
+            "classes": self.classes,
+            "labels_sha256": hashlib.sha256("\n".join(self.labels).encode()).hexdigest()[:16],
+        }
+
+    def class_index(self, name: str) -> int:
+        """The index of a class given by index or name.
+
+        Args:
+            name: a number, or a label; case and the text after the first comma may be left out.
+
+        Returns:
+            The class index.
+
+        Raises:
+            ModelError: no class or more than one class has that name.
+        """
+        if name.lstrip("-").isdigit():
+            return self._in_range(int(name))
+        exact = [i for i, label in enumerate(self.labels) if label.lower() == name.lower()]
+        first = [i for i, label in enumerate(self.labels) if label.lower().split(",")[0] == name.lower()]
+        found = exact or first
+        if len(found) == 1:
+            return found[0]
+        close = [label for label in self.labels if name.lower() in label.lower()][:5]
+        problem = "no class is" if not found else f"{len(found)} classes ({found}) are"
+        raise ModelError(f"{problem} named {name!r}; give an index 0..{self.classes - 1}, or one of {close or self.labels[:5]}")
+
+    def _in_range(self, index: int) -> int:
+        if not 0 <= index < self.classes:
+            raise ModelError(f"class {index} is not in 0..{self.classes - 1}")
+        return index
+
+
+def load(
+    spec: ModelSpec, *, device: str = "cpu", precision: str = "float32", storage: Mapping[str, Any] | None = None
+) -> LoadedModel:
+    """Loads a model: the one place where weights, preprocessing, labels and layer come together.
+
+    Args:
+        spec: what to load.
+        device: `cpu` or `cuda`.
+        precision: `float32`, `bfloat16` or `float16`.
+        storage: fsspec options for remote weights and labels.
+
+    Returns:
+        The model, ready to be explained.
+
+    Raises:
+        ModelError: anything is missing or does not fit; the message says how to mend it.
+    """
+    storage = storage or {}
+    pretrained = spec.weights in (None, "pretrained") and not spec.source.endswith(".pt2")
+    source = build(spec.source, dict(spec.arguments), pretrained=pretrained)
+    module, digest = source.module, None
+    if spec.weights not in (None, "pretrained", "random"):
+        path, digest = weights_file.fetch(spec.weights, storage, sha256=spec.weights_sha256)
+        weights_file.apply(module, weights_file.read(path), address=spec.weights)
+    if not spec.source.endswith(".pt2"):
+        module.eval()
+    module.requires_grad_(False)
+    preprocessing = overridden(source.preprocessing, spec)
+    layer = find_layer(module, preprocessing.size, preprocessing.channels, name=spec.layer)
+    _, logits = observe(module, torch.zeros(2, preprocessing.channels, *preprocessing.size))
+    if logits.ndim != 2:
+        raise ModelError(f"{spec.source} returns {tuple(logits.shape)}, expected (N, K) logits; wrap it in a module: factory")
+    digest = digest or _tensor_digest(module)
+    module.to(device=device, dtype=DTYPES[precision])
+    if device == "cuda":
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classes = logits.shape[1]
+    labels = _labels(spec, source.labels, classes, storage)
+    return LoadedModel(module, preprocessing, labels, layer, classes, digest, spec.source)
+
+
+def _tensor_digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _labels(spec: ModelSpec, own: Sequence[str] | None, classes: int, storage: Mapping[str, Any]) -> tuple[str, ...]:
+    names = _read_labels(spec.labels, storage) if spec.labels else own
+    if names is None:
+        return tuple(str(i) for i in range(classes))
+    if len(names) != classes:
+        raise ModelError(
+            f"{spec.labels or spec.source} has {len(names)} labels and the model {classes} classes; "
+            "give --labels FILE with one name a line"
+        )
+    return tuple(names)
+
+
+def _read_labels(address: str, storage: Mapping[str, Any]) -> list[str]:
+    try:
+        with fsspec.open(address, "rt", **(storage if "://" in address else {})) as file:
+            text = file.read()
+    except FileNotFoundError as error:
+        raise ModelError(f"labels file {address} does not exist; check --labels") from error
+    if Path(address).suffix == ".json":
+        content = json.loads(text)
+        return [str(content[str(i)]) for i in range(len(content))] if isinstance(content, dict) else [*map(str, content)]
+    return [line.strip() for line in text.strip().splitlines()]

@@ -1,0 +1,1 @@
+"""Contracts that cross a process: job specification, Arrow schemas, run record. No torch, no Ray."""
