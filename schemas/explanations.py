@@ -38,6 +38,9 @@ EXPLANATION: list[pa.Field] = [
     pa.field("layer", pa.string()),
 ]
 STATISTICS: list[pa.Field] = [
+    pa.field(
+        "heatmap_scale", pa.float32(), metadata={"unit": "power of two: map = heatmap * heatmap_scale; 1 unless out of range"}
+    ),
     pa.field("heatmap_max", pa.float32()),
     pa.field("heatmap_min", pa.float32()),
     pa.field("mass_centre", pa.float32(), metadata={"unit": "share of positive mass in the central quarter of the area"}),

@@ -1,5 +1,6 @@
 """What every attribution method shares: its traits, its result, and the life of hooks."""
 
+import hashlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -36,9 +37,10 @@ class Traits:
         needs: what it reads of a model.
         forwards: its cost in forward passes, as a number or a formula of its parameters.
         discriminative: whether the map depends on the class.
-        resolution: `layer` for the target layer's cells, `input` for pixels.
+        resolution: `layer` for the target layer's cells, `input` for pixels, `grid` for a grid of the method's own.
         check: what `Attribution.check` holds, or an empty string.
         source: paper.
+        batch_only: too slow to answer a request; refused online unless asked for.
     """
 
     needs: Needs
@@ -47,6 +49,7 @@ class Traits:
     resolution: str
     check: str
     source: str
+    batch_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,20 @@ class Attribution:
     targets: Tensor
     maps: Tensor
     check: Tensor | None = None
+
+
+def generator(seed: int, sample: int) -> torch.Generator:
+    """Random numbers that depend on the job and the sample only: not on the batch, the worker or the device.
+
+    Args:
+        seed: of the job.
+        sample: seed of the sample; 0 for what all samples share.
+
+    Returns:
+        A generator on the CPU, at its start.
+    """
+    digest = hashlib.blake2b(f"{seed}:{sample}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 class Method(ABC):
@@ -241,3 +258,19 @@ class ActivationCAM(Method):
         Returns:
             (N, h, w) float32 maps.
         """
+
+
+def probe(model: LoadedModel, count: int = 1) -> Tensor:
+    """Noise that a `misfit` can run the model on.
+
+    Args:
+        model: decides size, device and dtype.
+        count: images.
+
+    Returns:
+        (count, C, H, W) standard normal values, always the same.
+    """
+    shape = (count, model.preprocessing.channels, *model.preprocessing.size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    parameter = next(model.module.parameters(), noise)
+    return noise.to(device=parameter.device, dtype=parameter.dtype)

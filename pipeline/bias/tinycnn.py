@@ -70,7 +70,7 @@ def train(
     labels: Tensor,
     *,
     num_classes: int = 4,
-    epochs: int = 24,
+    epochs: int = 8,
     batch_size: int = 32,
     learning_rate: float = 4e-3,
     seed: int = 0,
@@ -96,10 +96,10 @@ def train(
         The model in evaluation mode.
 
     Raises:
-        ValueError: Images and labels differ in number.
+        ValueError: Images and labels differ in number, or there are fewer than two.
     """
-    if len(images) != len(labels):
-        raise ValueError(f"expected one label an image, found {len(images)} images and {len(labels)} labels")
+    if len(images) != len(labels) or len(images) < 2:
+        raise ValueError(f"expected 2 or more images, a label each, found {len(images)} and {len(labels)} labels")
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

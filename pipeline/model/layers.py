@@ -116,6 +116,20 @@ def _recording(module: nn.Module, seen: list[Observation]) -> Iterator[None]:
             handle.remove()
 
 
+def find_head(seen: list[Observation], logits: torch.Tensor) -> str | None:
+    """The linear layer that gives the logits, or None where the network ends otherwise.
+
+    Args:
+        seen: observations of a dry run.
+        logits: (N, K) of the same run.
+
+    Returns:
+        Dotted path of the last linear layer, where its output has the logits' shape.
+    """
+    linear = [observation for observation in seen if isinstance(observation.module, nn.Linear)]
+    return linear[-1].name if linear and linear[-1].shape == tuple(logits.shape) else None
+
+
 def find_layer(module: nn.Module, size: tuple[int, int], channels: int, *, name: str | None = None) -> TargetLayer:
     """Chooses the target layer, or resolves the layout of the one that is named.
 

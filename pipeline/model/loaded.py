@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.model import weights as weights_file
-from pipeline.model.layers import TargetLayer, find_layer, observe
+from pipeline.model.layers import TargetLayer, find_head, find_layer, observe
 from pipeline.model.preprocessing import Preprocessing, overridden
 from pipeline.model.sources import build
 from schemas.graph import ModelSpec
@@ -30,26 +32,31 @@ class LoadedModel:
         preprocessing: of its input.
         labels: K class names; their indices where the source has no names.
         layer: the target layer.
+        head: path of the linear layer that gives the logits, or None.
         classes: K.
         weights_sha256: of the file, or of the tensors where there is no file.
         source: the model's address.
+        arguments: of its constructor.
     """
 
     module: nn.Module
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     layer: TargetLayer
+    head: str | None
     classes: int
     weights_sha256: str
     source: str
+    arguments: Mapping[str, Any]
 
     def describe(self) -> dict[str, Any]:
         """What decides the prediction, as plain values; part of the graph digest."""
         return {
             "source": self.source,
+            "arguments": dict(self.arguments),
             "weights_sha256": self.weights_sha256,
-            "preprocessing": asdict(self.preprocessing),
-            "layer": asdict(self.layer),
+            "preprocessing": _computed(asdict(self.preprocessing), "origin"),
+            "layer": _computed(asdict(self.layer), "why"),
             "classes": self.classes,
             "labels_sha256": hashlib.sha256("\n".join(self.labels).encode()).hexdigest()[:16],
         }
@@ -58,7 +65,7 @@ class LoadedModel:
         """The index of a class given by index or name.
 
         Args:
-            name: a number, or a label; case and the text after the first comma may be left out.
+            name: a number, a label, its part before the first comma, or its WordNet number; in any case.
 
         Returns:
             The class index.
@@ -68,19 +75,38 @@ class LoadedModel:
         """
         if name.lstrip("-").isdigit():
             return self._in_range(int(name))
-        exact = [i for i, label in enumerate(self.labels) if label.lower() == name.lower()]
-        first = [i for i, label in enumerate(self.labels) if label.lower().split(",")[0] == name.lower()]
-        found = exact or first
+        found = self._by_name.get(name.lower(), [])
         if len(found) == 1:
             return found[0]
         close = [label for label in self.labels if name.lower() in label.lower()][:5]
         problem = "no class is" if not found else f"{len(found)} classes ({found}) are"
         raise ModelError(f"{problem} named {name!r}; give an index 0..{self.classes - 1}, or one of {close or self.labels[:5]}")
 
+    @cached_property
+    def _by_name(self) -> dict[str, list[int]]:
+        """Class indices by every way to write a label, in lower case."""
+        names: dict[str, list[int]] = {}
+        for index, label in enumerate(self.labels):
+            for form in _forms(label.lower()):
+                names.setdefault(form, []).append(index)
+        return names
+
     def _in_range(self, index: int) -> int:
         if not 0 <= index < self.classes:
             raise ModelError(f"class {index} is not in 0..{self.classes - 1}")
         return index
+
+
+def _forms(label: str) -> set[str]:
+    """`n02111889 samoyed, samoyede` is also `n02111889`, `samoyed` and `samoyed, samoyede`."""
+    wordnet = re.match(r"(n\d{8})\s+(.*)", label)
+    bare = wordnet.group(2) if wordnet else label
+    return {label, bare, bare.split(",")[0].strip()} | ({wordnet.group(1)} if wordnet else set())
+
+
+def _computed(values: dict[str, Any], remark: str) -> dict[str, Any]:
+    """The values without the remark for people, which must not change a digest."""
+    return {name: value for name, value in values.items() if name != remark}
 
 
 def load(
@@ -102,7 +128,9 @@ def load(
     """
     storage = storage or {}
     pretrained = spec.weights in (None, "pretrained") and not spec.source.endswith(".pt2")
-    source = build(spec.source, dict(spec.arguments), pretrained=pretrained)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # `random` weights must be the same in every worker
+        source = build(spec.source, dict(spec.arguments), pretrained=pretrained)
     module, digest = source.module, None
     if spec.weights not in (None, "pretrained", "random"):
         path, digest = weights_file.fetch(spec.weights, storage, sha256=spec.weights_sha256)
@@ -112,7 +140,7 @@ def load(
     module.requires_grad_(False)
     preprocessing = overridden(source.preprocessing, spec)
     layer = find_layer(module, preprocessing.size, preprocessing.channels, name=spec.layer)
-    _, logits = observe(module, torch.zeros(2, preprocessing.channels, *preprocessing.size))
+    seen, logits = observe(module, torch.zeros(2, preprocessing.channels, *preprocessing.size))
     if logits.ndim != 2:
         raise ModelError(f"{spec.source} returns {tuple(logits.shape)}, expected (N, K) logits; wrap it in a module: factory")
     digest = digest or _tensor_digest(module)
@@ -121,7 +149,7 @@ def load(
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     classes = logits.shape[1]
     labels = _labels(spec, source.labels, classes, storage)
-    return LoadedModel(module, preprocessing, labels, layer, classes, digest, spec.source)
+    return LoadedModel(module, preprocessing, labels, layer, find_head(seen, logits), classes, digest, spec.source, spec.arguments)
 
 
 def _tensor_digest(module: nn.Module) -> str:

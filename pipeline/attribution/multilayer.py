@@ -1,0 +1,139 @@
+"""Several layers on one map: the weighted product or sum of one method's maps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import pipeline.attribution as attribution
+from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, probe
+from pipeline.errors import MethodError
+from pipeline.model import LoadedModel
+from pipeline.model.layers import find_layer, observe
+
+Combine = Literal["product", "sum"]
+
+
+class MultiLayer(Method):
+    """Layer combination: Π_l m_l^w_l or Σ_l w_l m_l over the layers' maps m_l, each scaled to 0..1 by min and max.
+
+    Maps are enlarged bilinearly to the finest layer's grid. Never negative; a product is zero wherever one layer is at
+    its minimum. A constant map scales to zeros in a sum and to ones in a product, so that it takes no part.
+    The weights are divided by their sum, which makes the product a weighted geometric mean.
+
+    Cost: one run of the method for each layer; prediction and targets come from the first.
+
+    Args:
+        model: see `Method`; its own target layer is the last of the default layers.
+        seed: of the job.
+        method: key of `METHODS`, with maps at the layer's resolution.
+        layers: dotted paths; None for the last layer at each of the three coarsest resolutions.
+        combine: `product` or `sum`.
+        weights: one a layer, positive; None for equal ones.
+        parameters: of the method.
+
+    Raises:
+        MethodError: a parameter is wrong, or no layers were named for a network with one resolution.
+    """
+
+    traits = Traits(Needs.GRADIENTS, "layers", True, "layer", "", "Rebuffi et al. 2020, section 3.2")
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        seed: int = 0,
+        method: str = "gradcam",
+        layers: Sequence[str] | None = None,
+        combine: Combine = "product",
+        weights: Sequence[float] | None = None,
+        parameters: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(model, seed=seed)
+        names = stages(model) if layers is None else list(layers)
+        shares = [1.0] * len(names) if weights is None else [float(w) for w in weights]
+        _check(names, shares, method, combine)
+        self.combine = combine
+        self._shares = [share / sum(shares) for share in shares]
+        self._methods = [_at(model, name, method, seed, parameters or {}) for name in names]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of one map: those of the finest layer."""
+        return max((m.shape for m in self._methods), key=lambda shape: shape[0] * shape[1])
+
+    def __call__(self, x: Tensor, choose: Choose, seeds: Tensor | None = None) -> Attribution:
+        """See `Method.__call__`."""
+        first = self._methods[0](x, choose, seeds)
+        others = [method(x, lambda _: first.targets, seeds) for method in self._methods[1:]]
+        maps = torch.stack([self._enlarged(found.maps) for found in (first, *others)])  # (L, N, k, h, w)
+        weights = torch.tensor(self._shares, device=x.device).view(-1, 1, 1, 1, 1)
+        if self.combine == "sum":
+            return replace(first, maps=(weights * scaled(maps, constant=0.0)).sum(dim=0), check=None)
+        return replace(first, maps=(scaled(maps, constant=1.0) ** weights).prod(dim=0), check=None)
+
+    def _enlarged(self, maps: Tensor) -> Tensor:
+        """(N, k, h, w) to the finest layer's grid."""
+        return F.interpolate(maps, size=self.shape, mode="bilinear", align_corners=False)
+
+
+def scaled(maps: Tensor, *, constant: float) -> Tensor:
+    """(..., h, w) scaled to 0..1 by each map's min and max; a constant map becomes `constant`."""
+    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    return torch.where(high > low, (maps - low) / (high - low), constant)
+
+
+def stages(model: LoadedModel, count: int = 3) -> list[str]:
+    """The last layer at each of the coarsest resolutions, coarse to fine, ending before the model's target layer.
+
+    Args:
+        model: left as it was.
+        count: resolutions wanted, at most.
+
+    Returns:
+        Dotted paths, the fine ones first, the model's target layer last.
+
+    Raises:
+        MethodError: the network has one resolution only.
+    """
+    seen, _ = observe(model.module, probe(model))
+    grids = {model.layer.layout.grid: model.layer.name}
+    before = [observation for observation in seen if len(observation.shape) == 4]
+    for observation in reversed(before):
+        grid = _grid(observation.shape, model.layer.layout.kind)
+        if grid[0] > max(grids)[0] and "pool" not in type(observation.module).__name__.lower():
+            grids.setdefault(grid, observation.name)
+    names = [grids[grid] for grid in sorted(grids)][:count]
+    if len(names) < 2:
+        raise MethodError(
+            f"multilayer finds one resolution only in {model.source}; name the layers, for example "
+            f"layers=[{model.layer.name!r}, ...]"
+        )
+    return names[::-1]
+
+
+def _grid(shape: tuple[int, ...], kind: str) -> tuple[int, int]:
+    return (shape[1], shape[2]) if kind == "channels_last" else (shape[2], shape[3])
+
+
+def _check(names: Sequence[str], shares: Sequence[float], method: str, combine: str) -> None:
+    if combine not in get_args(Combine):
+        raise MethodError(f"combine must be one of {', '.join(get_args(Combine))}, found {combine!r}")
+    if len(names) < 2 or len(shares) != len(names) or min(shares) <= 0:
+        raise MethodError(
+            f"multilayer needs two layers or more and one positive weight for each; found {len(names)} layers and "
+            f"weights {list(shares)}"
+        )
+    known = attribution.METHODS.get(method)
+    if method == "multilayer" or (known is not None and known.traits.resolution != "layer"):
+        raise MethodError(f"multilayer combines maps of layers; method {method!r} does not look at the target layer")
+
+
+def _at(model: LoadedModel, name: str, method: str, seed: int, parameters: Mapping[str, object]) -> Method:
+    """The method bound to one layer of the model."""
+    layer = find_layer(model.module, model.preprocessing.size, model.preprocessing.channels, name=name)
+    target = replace(layer, why=f"one of the layers of multilayer {method}")
+    return attribution.create(method, replace(model, layer=target), seed=seed, **parameters)

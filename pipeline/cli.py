@@ -1,0 +1,130 @@
+"""The `raylens` command."""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import RaylensError
+from pipeline.flags import parsed, with_flags
+from schemas.job import JobSpec
+
+app = typer.Typer(
+    help="Explain what vision models look at, for every image of a data set.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+MODEL_FLAGS = (
+    "model", "model_args", "weights", "weights_sha256", "labels", "layer",
+    "size", "resize", "resize_mode", "interpolation", "mean", "std",
+)  # fmt: skip
+PANELS = {
+    "Input": ("config", "input", "format", "image_field", "label_field", "id_field", "limit", "storage"),
+    "Model": MODEL_FLAGS,
+    "Explanation": (
+        "method", "method_args", "target", "heatmap_dtype", "embedding", "seed", "runtime", "device", "precision",
+        "batch_size", "max_pixels", "scaled_decoding",
+    ),
+    "Output": ("output", "max_reject_share", "overwrite"),
+    "Golden set": ("golden", "golden_top1"),
+    "Execution": ("runner", "ray_address", "workers", "max_workers", "gpus_per_worker"),
+    "Reporting": ("progress", "metrics_port", "metrics_pushgateway", "metrics_file"),
+}  # fmt: skip
+
+
+def _explain(values: dict[str, Any]) -> None:
+    """Explain every image of a data set, exactly once: predictions, scores and heatmaps as Parquet.
+
+    [bold]raylens explain --input photos/ --output out/ --model timm:resnet50[/]
+
+    Run the same command again after an interruption: it does what is missing. Look at the result with
+    [bold]raylens inspect OUT[/].
+    """
+    from pipeline.jobs.explain import explain
+    from pipeline.report.summary import print_run
+
+    spec = parsed(JobSpec, values)
+    record = explain(spec)
+    if spec.progress != "none":
+        print_run(record, spec.output)
+
+
+def _model(values: dict[str, Any]) -> None:
+    """Show what a model resolves to: weights, preprocessing, labels and the target layer, and why.
+
+    [bold]raylens model --model timm:resnet50[/]
+    """
+    from pipeline.report.summary import print_model
+
+    spec = parsed(JobSpec, {"input": "-", "output": "-", **values})
+    print_model(spec)
+
+
+app.command("explain")(with_flags(JobSpec, PANELS, _explain))
+app.command("model")(with_flags(JobSpec, {"Model": ("config", *MODEL_FLAGS, "storage")}, _model))
+
+
+@app.command()
+def inspect(
+    output: Annotated[str, typer.Argument(help="Output of `raylens explain`.")],
+    sheet: Annotated[str | None, typer.Option(help="Where to write the contact sheet (PNG).")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images on the sheet.")] = 24,
+    storage: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="fsspec options.")] = None,
+) -> None:
+    """Summarise a run and draw a contact sheet of images with their heatmaps."""
+    from pipeline.flags import _pairs
+    from pipeline.report.summary import inspect_run
+
+    inspect_run(output, _pairs("storage", storage or []), sheet=sheet, images=images)
+
+
+@app.command()
+def methods() -> None:
+    """List the attribution methods: what each needs, costs, and checks."""
+    from pipeline.attribution import METHODS
+
+    table = Table("method", "needs", "forwards", "by class", "map at", "own check", "source")
+    for name, method in METHODS.items():
+        traits = method.traits
+        by_class = "yes" if traits.discriminative else "no"
+        table.add_row(name, traits.needs, traits.forwards, by_class, traits.resolution, traits.check or "-", traits.source)
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for data, model and results.")] = Path("demo"),
+    s3: Annotated[bool, typer.Option("--s3", help="Keep the data in a real S3 server on this machine.")] = False,
+) -> None:
+    """Make a small data set, train a network on it, explain it, and draw what the network looks at."""
+    from pipeline.jobs.demo import demo as run
+
+    run(output, s3=s3)
+
+
+def main() -> None:
+    """Entry point: turns errors into one clear message and an exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app()
+    except RaylensError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as error:
+        number = signal.SIGTERM if str(error) == "SIGTERM" else signal.SIGINT
+        sys.stderr.write("\nstopped; what is finished is kept. Run the same command again to go on.\n")
+        sys.exit(128 + number)
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
+    """SIGTERM takes the same way out as Ctrl-C, so that clusters and displays are closed."""
+    raise KeyboardInterrupt("SIGTERM")

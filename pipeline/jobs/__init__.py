@@ -1,0 +1,1 @@
+"""What raylens does from one command: explain, and the demo."""

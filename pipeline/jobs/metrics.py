@@ -1,0 +1,71 @@
+"""The driver's Prometheus metrics: served on a port, pushed to a gateway, or written to a text file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, push_to_gateway, start_http_server, write_to_textfile
+
+from pipeline.jobs.progress import Tally
+from schemas.job import JobSpec
+
+JOB = "raylens_explain"
+
+
+class JobMetrics:
+    """Counters of one job; names and labels are listed in the README.
+
+    Args:
+        method: label of every metric.
+    """
+
+    def __init__(self, method: str) -> None:
+        self.registry = CollectorRegistry()
+        label = {"labelnames": ["method"], "registry": self.registry}
+        self._method = method
+        self._images = Counter("raylens_images", "Images committed by this run, explained or rejected", **label)
+        self._rejects = Counter(
+            "raylens_rejects", "Images rejected by this run", labelnames=["method", "code"], registry=self.registry
+        )
+        self._total = Gauge("raylens_job_images", "Images of the job, as far as known", **label)
+        self._done = Gauge("raylens_job_images_done", "Images committed by all runs of the job", **label)
+        self._rate = Gauge("raylens_job_images_per_second", "Mean rate of this run", **label)
+        self._success = Gauge("raylens_job_last_success_timestamp_seconds", "When the job was last complete", **label)
+
+    def add(self, tally: Tally, images: int, codes: dict[str, int]) -> None:
+        """Counts one receipt."""
+        self._images.labels(self._method).inc(images)
+        for code, count in codes.items():
+            self._rejects.labels(self._method, code).inc(count)
+        self._total.labels(self._method).set(tally.total or 0)
+        self._done.labels(self._method).set(tally.done)
+        self._rate.labels(self._method).set(tally.rate)
+
+    def succeeded(self) -> None:
+        """Notes that the job is complete."""
+        self._success.labels(self._method).set_to_current_time()
+
+
+@contextmanager
+def published(spec: JobSpec) -> Iterator[JobMetrics]:
+    """Metrics of a job, published where the specification says, also when the job fails.
+
+    Args:
+        spec: of the job.
+
+    Yields:
+        The metrics.
+    """
+    metrics = JobMetrics(spec.method)
+    server = None
+    if spec.metrics_port is not None:
+        server, _ = start_http_server(spec.metrics_port, registry=metrics.registry)
+    try:
+        yield metrics
+    finally:
+        if spec.metrics_file is not None:
+            write_to_textfile(spec.metrics_file, metrics.registry)
+        if spec.metrics_pushgateway is not None:
+            push_to_gateway(spec.metrics_pushgateway, job=JOB, registry=metrics.registry)
+        if server is not None:
+            server.shutdown()
+            server.server_close()

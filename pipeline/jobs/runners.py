@@ -1,0 +1,137 @@
+"""Where a job's steps run: Ray Data on a cluster, or this process."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import psutil
+import torch
+
+from pipeline.errors import SpecError
+from pipeline.stream.parts import Counts, Group
+from pipeline.stream.steps import Steps, Work
+from schemas.graph import Device
+from schemas.job import JobSpec
+
+OBJECT_STORE_SHARE = 0.2
+OBJECT_STORE_MAX = 4 * 2**30
+
+
+class Runner(Protocol):
+    """Runs the steps of a job."""
+
+    device: Device
+
+    def stream(self, steps: Steps, work: Sequence[Work]) -> Iterator[dict[str, Any]]:
+        """Explains what is missing and yields receipts as they come."""
+
+    def seal(self, steps: Steps, groups: Iterable[Group]) -> Iterator[Counts]:
+        """Seals groups of complete shards."""
+
+    def status(self) -> str:
+        """A few words on the workers, for the progress display."""
+
+
+class LocalRunner:
+    """This process, one step after the other: for debugging and small jobs.
+
+    Args:
+        spec: of the job.
+    """
+
+    def __init__(self, spec: JobSpec) -> None:
+        available = torch.cuda.is_available()
+        if spec.device == "cuda" and not available:
+            raise SpecError("device cuda: this process sees no GPU; use --device cpu or auto")
+        self.device: Device = "cuda" if available and spec.device != "cpu" else "cpu"
+
+    def stream(self, steps: Steps, work: Sequence[Work]) -> Iterator[dict[str, Any]]:
+        """See `Runner`."""
+        graph = steps.explainer()
+        for item in work:
+            for table in steps.decoded(item):
+                yield from steps.commit(graph(table)).to_pylist()
+
+    def seal(self, steps: Steps, groups: Iterable[Group]) -> Iterator[Counts]:
+        """See `Runner`."""
+        yield from map(steps.seal, groups)
+
+    def status(self) -> str:
+        """See `Runner`."""
+        return f"local, {self.device}"
+
+
+class RayRunner:
+    """Ray Data on the cluster that this process is connected to.
+
+    Args:
+        spec: of the job.
+    """
+
+    def __init__(self, spec: JobSpec) -> None:
+        import ray
+
+        self._spec = spec
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if spec.device == "cuda" and not gpus:
+            raise SpecError("device cuda: the Ray cluster has no GPU; use --device cpu or auto")
+        self.device: Device = "cuda" if gpus and spec.device != "cpu" else "cpu"
+        self._actors = 0
+
+    def stream(self, steps: Steps, work: Sequence[Work]) -> Iterator[dict[str, Any]]:
+        """See `Runner`."""
+        from pipeline.stream import dataset
+
+        dataset.configure(steps)
+        spec = self._spec
+        pool = dataset.Pool.sized(
+            workers=spec.workers,
+            max_workers=spec.max_workers,
+            gpus_per_worker=spec.gpus_per_worker if self.device == "cuda" else 0,
+        )
+        self._actors = pool.minimum
+        yield from dataset.receipts(dataset.build(steps, work, pool))
+
+    def seal(self, steps: Steps, groups: Iterable[Group]) -> Iterator[Counts]:
+        """See `Runner`."""
+        from pipeline.stream import dataset
+
+        yield from dataset.seal_all(steps, groups)
+
+    def status(self) -> str:
+        """See `Runner`."""
+        return f"{self._actors} {self.device} workers"
+
+
+@contextmanager
+def connected(spec: JobSpec) -> Iterator[Runner]:
+    """The runner of a job; starts a local Ray cluster where there is none, and stops what it started.
+
+    Args:
+        spec: of the job.
+
+    Yields:
+        A runner.
+    """
+    if spec.runner == "local":
+        yield LocalRunner(spec)
+        return
+    import ray
+
+    if ray.is_initialized():
+        yield RayRunner(spec)
+        return
+    ray.init(**_ray_options(spec))
+    try:
+        yield RayRunner(spec)
+    finally:
+        ray.shutdown()
+
+
+def _ray_options(spec: JobSpec) -> dict[str, Any]:
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": True, "logging_level": "error"}
+    if spec.ray_address or os.environ.get("RAY_ADDRESS"):  # an entry point's choice: where the cluster is
+        return {**options, "address": spec.ray_address or "auto"}
+    store = min(OBJECT_STORE_MAX, int(psutil.virtual_memory().total * OBJECT_STORE_SHARE))
+    return {**options, "address": "local", "include_dashboard": False, "object_store_memory": store}

@@ -1,0 +1,1 @@
+"""What people look at: summaries on the terminal, overlays and contact sheets."""

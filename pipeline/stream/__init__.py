@@ -1,0 +1,1 @@
+"""From shards in object storage to decoded rows, and from explained rows to Parquet."""

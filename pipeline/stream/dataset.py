@@ -1,0 +1,220 @@
+"""Ray Data wiring: where the steps run. Nothing here knows what they do."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+from ray.util.metrics import Counter, Histogram
+
+from pipeline.graph import ExplanationGraph
+from pipeline.stream.parts import Counts, Group
+from pipeline.stream.steps import Steps, Work
+from schemas.graph import GraphSpec
+
+TASK_CPUS = 0.25  # reading, decoding and writing wait for storage half of the time
+ACTOR_RESTARTS = -1  # with a finite number Ray Data hangs when the only actor dies (ray-project/ray#62746)
+TASK_RETRIES = 3  # an image that kills its process must end the job, not repeat for ever
+SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Size of the pool of graph actors.
+
+    Attributes:
+        minimum: actors that are always there.
+        maximum: actors that the pool may grow to.
+        cpus: of one actor.
+        gpus: of one actor; 0 on a CPU.
+    """
+
+    minimum: int
+    maximum: int
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def sized(cls, *, workers: int | None, max_workers: int | None, gpus_per_worker: float) -> "Pool":
+        """Sizes the pool by the cluster: one actor a GPU share, or one a CPU with room left for decoding.
+
+        On a CPU every actor is given 0.7 of a core, and the rest goes to decoding: 2 cores hold 2 actors and 2 tasks.
+
+        Args:
+            workers: least number of actors, or None for all that fit.
+            max_workers: most actors, or None for the least number.
+            gpus_per_worker: of one actor; 0 on a CPU.
+
+        Returns:
+            The pool.
+        """
+        resources = ray.cluster_resources()
+        cpus = resources.get("CPU", 1)
+        fitting = int(resources.get("GPU", 0) / gpus_per_worker) if gpus_per_worker else int(cpus)
+        minimum = max(1, workers or fitting)
+        share = 0.0 if gpus_per_worker else min(0.7, max(0.1, (cpus - 2 * TASK_CPUS) / minimum))
+        return cls(minimum, max(minimum, max_workers or minimum), share, gpus_per_worker)
+
+
+class Explainer:
+    """The graph as an actor: loads when the actor starts, counts what it does.
+
+    Args:
+        spec: of the graph.
+        storage: fsspec options.
+    """
+
+    def __init__(self, spec: GraphSpec, storage: dict[str, Any]) -> None:
+        self._graph = ExplanationGraph(spec, storage)
+        self._method = self._graph.method
+        tags = {"method": spec.method, "device": spec.device}
+        self._images = Counter("raylens_graph_images", "Images that the graph was given", ("method", "device"))
+        self._seconds = Histogram("raylens_graph_block_seconds", "Time of one block", SECONDS, ("method", "device"))
+        self._images.set_default_tags(tags)
+        self._seconds.set_default_tags(tags)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """See `ExplanationGraph.__call__`."""
+        import time
+
+        started = time.perf_counter()
+        result = self._graph(batch)
+        self._seconds.observe(time.perf_counter() - started)
+        self._images.inc(max(1, batch.num_rows))
+        return result
+
+
+class ShardDatasource(Datasource):  # type: ignore[misc]
+    """Shards with gaps, one read task each; decoding runs in the same task.
+
+    Args:
+        steps: of the job.
+        work: what is missing.
+    """
+
+    def __init__(self, steps: Steps, work: Sequence[Work]) -> None:
+        super().__init__()
+        self._steps = steps
+        self._work = work
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Bytes of all decoded rows, where the number of rows is known."""
+        rows = [work.shard.rows for work in self._work]
+        return None if None in rows else sum(row or 0 for row in rows) * self._steps.row_bytes
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task a shard."""
+        return [self._task(work) for work in self._work]
+
+    def _task(self, work: Work) -> ReadTask:
+        size = None if work.shard.rows is None else work.shard.rows * self._steps.row_bytes
+        metadata = BlockMetadata(work.shard.rows, size, None, input_files=(work.shard.address,))
+        return ReadTask(partial(self._steps.decoded, work), metadata)
+
+
+def build(steps: Steps, work: Sequence[Work], pool: Pool) -> Dataset:
+    """The whole job on one screen: read and decode, explain, commit. Runs when its receipts are consumed.
+
+    Args:
+        steps: of the job.
+        work: what is missing.
+        pool: of graph actors.
+
+    Returns:
+        A data set of receipts.
+    """
+    task = {"num_cpus": TASK_CPUS, **_without_gpu(pool)}
+    decoded = ray.data.read_datasource(
+        ShardDatasource(steps, work), override_num_blocks=len(work), ray_remote_args=task
+    )
+    explained = decoded.map_batches(
+        Explainer,
+        fn_constructor_args=(steps.graph, steps.storage),
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=ActorPoolStrategy(
+            min_size=pool.minimum, max_size=pool.maximum, initial_size=pool.minimum, max_tasks_in_flight_per_actor=2
+        ),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+        max_restarts=ACTOR_RESTARTS,
+        max_task_retries=TASK_RETRIES,
+    )
+    return explained.map_batches(steps.commit, batch_format="pyarrow", batch_size=None, **task)
+
+
+def _without_gpu(pool: Pool) -> dict[str, Any]:
+    """Tasks beside GPU actors would see every GPU (and decoding would create contexts on them)."""
+    return {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}} if pool.gpus else {}
+
+
+def configure(steps: Steps) -> None:
+    """Settings of Ray Data for this job, in the driver's context.
+
+    Args:
+        steps: of the job.
+    """
+    context = DataContext.get_current()
+    context.target_max_block_size = int(steps.block_rows * steps.row_bytes / 1.2)  # so that a table stays one block
+    context.max_errored_blocks = 0
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    context.verbose_stats_logs = False
+
+
+def receipts(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """Runs the data set and yields its receipts as they come.
+
+    Args:
+        dataset: of `build`.
+
+    Yields:
+        Receipts as dictionaries.
+    """
+    for batch in dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
+        yield from batch.to_pylist()
+
+
+def seal_all(steps: Steps, groups: Iterable[Group]) -> Iterator[Counts]:
+    """Seals groups as Ray tasks.
+
+    Args:
+        steps: of the job.
+        groups: of complete shards.
+
+    Yields:
+        Counts, one a group.
+    """
+    pending = list(groups)
+    tasks = _GroupDatasource(steps.seal, pending)
+    dataset = ray.data.read_datasource(tasks, override_num_blocks=len(pending), ray_remote_args={"num_cpus": TASK_CPUS})
+    for batch in dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
+        for row in batch.to_pylist():
+            yield Counts.from_json(row["counts"])
+
+
+class _GroupDatasource(Datasource):  # type: ignore[misc]
+    """Groups, one read task each."""
+
+    def __init__(self, seal: Callable[[Group], Counts], groups: Sequence[Group]) -> None:
+        super().__init__()
+        self._seal = seal
+        self._groups = groups
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        return [ReadTask(partial(self._run, group), BlockMetadata(1, 256, None)) for group in self._groups]
+
+    def _run(self, group: Group) -> list[pa.Table]:
+        return [pa.table({"counts": [self._seal(group).to_json()]})]

@@ -1,0 +1,58 @@
+"""A shard: what is listed, read by one task and resumed. And a sample: one image's bytes, or why there are none."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from pipeline.errors import RowError
+
+Format = Literal["folder", "webdataset", "parquet", "manifest"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar, a run of row groups of a Parquet file, or a slice of a listing.
+
+    Attributes:
+        index: position in the plan; names the shard's files in the output.
+        name: for people and for the `shard` column, unique in the plan.
+        address: of the file that holds it.
+        kind: decides the reader.
+        first: number of its first row.
+        rows: number of rows; None where only reading tells (tars).
+        size: bytes, or 0 where it is not known; for the estimate of progress.
+        options: what the reader needs besides (columns, row groups).
+    """
+
+    index: int
+    name: str
+    address: str
+    kind: Literal["webdataset", "parquet", "listing"]
+    first: int = 0
+    rows: int | None = None
+    size: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Name of the shard's folder in the output's state."""
+        return f"{self.index:06d}"
+
+
+class Sample(NamedTuple):
+    """One image as it was found.
+
+    Attributes:
+        row: number in the shard, from `Shard.first`.
+        sample_id: from the data.
+        uri: where the bytes are, for people.
+        data: encoded image; empty with an error.
+        label: as text, or None.
+        error: why there is no image, or None.
+    """
+
+    row: int
+    sample_id: str
+    uri: str
+    data: bytes
+    label: str | None = None
+    error: RowError | None = None

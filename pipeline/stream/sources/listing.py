@@ -1,0 +1,104 @@
+"""Slices of a listing: addresses of single images, from a folder tree or a manifest, kept as small Parquet files."""
+
+import io
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from pipeline.errors import RowError
+from pipeline.stream.shards import Sample, Shard
+from pipeline.stream.sources.webdataset import MAX_IMAGE_BYTES
+from pipeline.stream.storage import open_filesystem, write_atomic
+
+SLICE_ROWS = 4096
+FETCHED_AT_ONCE = 32
+SCHEMA = pa.schema([("sample_id", pa.string()), ("uri", pa.string()), ("label", pa.string())])
+
+
+class Entry(NamedTuple):
+    """One image of a listing.
+
+    Attributes:
+        sample_id: from the data.
+        uri: full address.
+        label: as text, or None.
+    """
+
+    sample_id: str
+    uri: str
+    label: str | None = None
+
+
+def write_slices(
+    entries: Iterable[Entry], name: str, first_index: int, filesystem: AbstractFileSystem, folder: str
+) -> Iterator[Shard]:
+    """Freezes a listing: each slice becomes a shard and a small file, so that nobody holds the whole listing.
+
+    Args:
+        entries: in a stable order.
+        name: of the listing, for people.
+        first_index: of the first slice's shard.
+        filesystem: of the folder.
+        folder: where the slices go.
+
+    Yields:
+        A shard a slice.
+    """
+    stream = iter(entries)
+    index, first = first_index, 0
+    while part := list(islice(stream, SLICE_ROWS)):
+        columns = [pa.array([entry[i] for entry in part], pa.string()) for i in range(3)]
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns, schema=SCHEMA), buffer, compression="zstd")
+        path = f"{folder}/{index:06d}.parquet"
+        write_atomic(filesystem, path, buffer.getvalue())
+        yield Shard(index, name, path, "listing", first=first, rows=len(part))
+        index, first = index + 1, first + len(part)
+
+
+def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
+    """Fetches the images of one slice, several at a time.
+
+    Args:
+        shard: of kind listing.
+        storage: fsspec options of the images.
+
+    Yields:
+        Samples in the listing's order.
+    """
+    filesystem, path = open_filesystem(shard.options["listing"], storage)
+    table = pq.read_table(io.BytesIO(filesystem.cat_file(path)), schema=SCHEMA)
+    row = shard.first
+    for start in range(0, table.num_rows, FETCHED_AT_ONCE):
+        entries = [Entry(**values) for values in table.slice(start, FETCHED_AT_ONCE).to_pylist()]
+        for entry, data in zip(entries, _fetch([entry.uri for entry in entries], storage), strict=True):
+            error = data if isinstance(data, RowError) else None
+            yield Sample(row, entry.sample_id, entry.uri, b"" if isinstance(data, RowError) else data, entry.label, error)
+            row += 1
+
+
+def _fetch(uris: list[str], storage: dict[str, Any]) -> list[bytes | RowError]:
+    """The bytes of each address, or the error that concerns this address alone; other errors are raised."""
+    found: dict[str, bytes | RowError] = {}
+    opened = [open_filesystem(uri, storage) for uri in uris]
+    for filesystem in {id(fs): fs for fs, _ in opened}.values():
+        paths = [path for fs, path in opened if fs is filesystem]
+        answers = filesystem.cat_ranges(paths, [0] * len(paths), [MAX_IMAGE_BYTES + 1] * len(paths), on_error="return")
+        found.update({path: _answer(answer) for path, answer in zip(paths, answers, strict=True)})
+    return [found[path] for _, path in opened]
+
+
+def _answer(answer: bytes | Exception) -> bytes | RowError:
+    if isinstance(answer, FileNotFoundError | IsADirectoryError):
+        return RowError("missing_object", "the address names no object", stage="read")
+    if isinstance(answer, PermissionError):
+        return RowError("forbidden", str(answer)[:200] or "permission denied", stage="read")
+    if isinstance(answer, Exception):
+        raise answer  # storage that fails after its retries is no fault of this image: the task is retried, then fails
+    if len(answer) > MAX_IMAGE_BYTES:
+        return RowError("too_large", f"the object has more than {MAX_IMAGE_BYTES} bytes", stage="read")
+    return answer

@@ -1,0 +1,85 @@
+"""A CSV or Parquet manifest: one address a row, with an optional label and id."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+from pipeline.stream.sources.listing import Entry
+from pipeline.stream.storage import open_filesystem, with_protocol
+
+ADDRESS_FIELDS = ("uri", "url", "address", "path", "image", "file", "filename", "file_name", "image_path")
+LABEL_FIELDS = ("label", "class", "cls", "target")
+ID_FIELDS = ("sample_id", "id", "key")
+
+
+def entries(
+    address: str, storage: dict[str, Any], *, image_field: str | None, label_field: str | None, id_field: str | None
+) -> Iterator[Entry]:
+    """Streams a manifest.
+
+    Args:
+        address: of the manifest; relative addresses in it are relative to its folder.
+        storage: fsspec options.
+        image_field: column of the addresses; by default the first of `ADDRESS_FIELDS`.
+        label_field: column of the labels; by default the first of `LABEL_FIELDS` that exists.
+        id_field: column of the ids; by default the first of `ID_FIELDS` that exists, else the address.
+
+    Yields:
+        One entry a row.
+
+    Raises:
+        InputError: the manifest cannot be read, or has no such column.
+    """
+    filesystem, path = open_filesystem(address, storage)
+    base = with_protocol(filesystem, path).rpartition("/")[0]
+    image = None
+    for batch in _batches(filesystem, path, address):
+        names = batch.schema.names
+        image = image or _column(names, image_field, ADDRESS_FIELDS, address, needed=True)
+        label = _column(names, label_field, LABEL_FIELDS, address)
+        sample = _column(names, id_field, ID_FIELDS, address)
+        for row in batch.select(list({name for name in (image, label, sample) if name})).to_pylist():
+            yield _entry(row, image, label, sample, base)
+
+
+def _entry(row: dict[str, Any], image: str | None, label: str | None, sample: str | None, base: str) -> Entry:
+    written = str(row[image or ""] or "")
+    uri = written if "://" in written or written.startswith("/") else f"{base}/{written}"
+    value = row[label] if label else None
+    name = row[sample] if sample else None
+    return Entry(str(name) if name is not None else written, uri, None if value in (None, "") else str(value))
+
+
+def _batches(filesystem: Any, path: str, address: str) -> Iterator[pa.RecordBatch]:
+    try:
+        with filesystem.open(path, "rb") as file:
+            if path.endswith(".parquet"):
+                yield from pq.ParquetFile(file).iter_batches(batch_size=4096)
+            else:
+                delimiter = "\t" if path.endswith(".tsv") else ","
+                names = csv.open_csv(file, parse_options=csv.ParseOptions(delimiter=delimiter)).schema.names
+                file.seek(0)
+                text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
+                yield from csv.open_csv(file, parse_options=csv.ParseOptions(delimiter=delimiter), convert_options=text)
+    except FileNotFoundError as error:
+        raise InputError(f"manifest {address} does not exist; check --input") from error
+    except pa.ArrowInvalid as error:
+        raise InputError(f"manifest {address} cannot be read: {error}") from error
+
+
+def _column(
+    names: list[str], wanted: str | None, usual: tuple[str, ...], address: str, *, needed: bool = False
+) -> str | None:
+    if wanted is not None and wanted not in names:
+        raise InputError(f"{address} has no column {wanted!r}; it has: {', '.join(names)}")
+    found = wanted or next((name for candidate in usual for name in names if name.lower() == candidate), None)
+    if found is None and needed:
+        raise InputError(
+            f"{address} has no column of addresses: it has {', '.join(names)}, expected one of {', '.join(usual)}; "
+            "name it with --image-field"
+        )
+    return found

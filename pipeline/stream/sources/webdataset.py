@@ -1,0 +1,153 @@
+"""WebDataset tars: consecutive members with one key are a sample."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+from fsspec import AbstractFileSystem
+
+from pipeline.errors import RowError
+from pipeline.stream.shards import Sample, Shard
+from pipeline.stream.storage import open_filesystem
+
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "jp2", "avif", "image", "img")
+LABEL_FIELDS = ("cls", "label", "class", "txt")
+JSON_LABELS = ("label", "cls", "class")
+MAX_IMAGE_BYTES = 256 * 2**20
+MAX_TEXT_BYTES = 2**20
+ESTIMATED_FROM = 32
+
+
+def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
+    """Streams the samples of one tar.
+
+    A tar that is cut off or damaged gives the samples before the damage, then one error row for what is missing.
+
+    Args:
+        shard: of kind webdataset; option `label_field` names a field of the .json member.
+        storage: fsspec options.
+
+    Yields:
+        Samples in the tar's order.
+    """
+    filesystem, path = open_filesystem(shard.address, storage)
+    row = 0
+    try:
+        for sample in _samples(filesystem, path, shard):
+            yield sample
+            row = sample.row + 1
+    except FileNotFoundError:
+        yield _shard_error(shard, row, "missing_object", "the tar does not exist any more")
+    except (tarfile.TarError, EOFError) as error:
+        yield _shard_error(shard, row, "truncated_shard" if row else "unreadable_shard", f"after {row} samples: {error}")
+
+
+def _shard_error(shard: Shard, row: int, code: str, message: str) -> Sample:
+    return Sample(row, f"{shard.name}#{row}", shard.address, b"", None, RowError(code, message, stage="read"))
+
+
+def _samples(filesystem: AbstractFileSystem, path: str, shard: Shard) -> Iterator[Sample]:
+    with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
+        key: str | None = None
+        fields: dict[str, bytes | RowError] = {}
+        row = 0
+        for member in _members(tar):
+            member_key, field = _key(member.name)
+            if key is not None and member_key != key:
+                yield _sample(shard, row, key, fields)
+                row, fields = row + 1, {}
+            key = member_key
+            fields[field] = _content(tar, member, field)
+        if key is not None:
+            yield _sample(shard, row, key, fields)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Files in the tar; raises unless the tar ends with its end mark."""
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # tarfile keeps every header it has seen
+        if member.isfile():
+            yield member
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    mark = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if mark != bytes(tarfile.BLOCKSIZE):
+        what = "ends without its end mark" if len(mark) < tarfile.BLOCKSIZE else "is damaged"
+        raise tarfile.ReadError(f"the tar {what} at byte {tar.offset}; write it again")
+
+
+def _key(name: str) -> tuple[str, str]:
+    """`a/b.c.JPG` is field `c.jpg` of key `a/b`."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, field: str) -> bytes | RowError:
+    image = field.rpartition(".")[2] in IMAGE_FIELDS
+    limit = MAX_IMAGE_BYTES if image else MAX_TEXT_BYTES
+    if member.size > limit:
+        return RowError("too_large", f"{member.name} has {member.size} bytes, over the limit of {limit}", stage="read")
+    if not image and field.rpartition(".")[2] not in (*LABEL_FIELDS, "json"):
+        return b""
+    file = tar.extractfile(member)
+    content = file.read() if file is not None else b""
+    if len(content) < member.size:
+        raise tarfile.ReadError(f"{member.name} ends early: {len(content)} of {member.size} bytes")
+    return content
+
+
+def _sample(shard: Shard, row: int, key: str, fields: dict[str, bytes | RowError]) -> Sample:
+    sample_id, uri = f"{shard.name}/{key}", f"{shard.address}#{key}"
+    name = next((field for field in fields if field.rpartition(".")[2] in IMAGE_FIELDS), None)
+    image = fields[name] if name is not None else None
+    if image is None:
+        found = ", ".join(sorted(fields))
+        image = RowError("no_image", f"members {found}: none is one of {', '.join(IMAGE_FIELDS[:6])}, ...", stage="read")
+    if isinstance(image, RowError):
+        return Sample(row, sample_id, uri, b"", None, image)
+    return Sample(row, sample_id, uri, image, _label(fields, shard.options.get("label_field")))
+
+
+def _label(fields: dict[str, bytes | RowError], field: str | None) -> str | None:
+    """The label in .cls, .label, .class or .txt, or in a field of .json."""
+    wanted = LABEL_FIELDS if field is None else (field,)
+    for name in wanted:
+        content = fields.get(name)
+        if isinstance(content, bytes) and content.strip():
+            return content.decode("utf-8", "replace").strip()
+    return _json_label(fields.get("json"), JSON_LABELS if field is None else (field,))
+
+
+def _json_label(content: bytes | RowError | None, names: tuple[str, ...]) -> str | None:
+    if not isinstance(content, bytes):
+        return None
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return None
+    found = [values[name] for name in names if isinstance(values, dict) and values.get(name) is not None]
+    return str(found[0]) if found else None
+
+
+def bytes_per_sample(shard: Shard, storage: dict[str, Any]) -> float | None:
+    """Mean size of the first samples in the tar, with headers; None where it cannot be read or is compressed.
+
+    Args:
+        shard: of kind webdataset.
+        storage: fsspec options.
+
+    Returns:
+        Bytes a sample.
+    """
+    filesystem, path = open_filesystem(shard.address, storage)
+    keys: set[str] = set()
+    try:
+        with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            while len(keys) < ESTIMATED_FROM and (member := tar.next()) is not None:
+                if member.isfile():
+                    keys.add(_key(member.name)[0])
+            return tar.offset / len(keys) if keys else None
+    except (tarfile.TarError, OSError):
+        return None

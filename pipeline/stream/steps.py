@@ -1,0 +1,127 @@
+"""The steps of a job without where they run: read and decode, explain, commit, seal."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.graph import ExplanationGraph
+from pipeline.model import Preprocessing
+from pipeline.stream import sources
+from pipeline.stream.decode import Decoder
+from pipeline.stream.ledger import Ledger, Span
+from pipeline.stream.parts import Counts, Group, seal
+from pipeline.stream.shards import Sample, Shard
+from schemas.graph import GraphSpec
+
+BLOCK_BYTES = 20 * 2**20
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is missing of one shard."""
+
+    shard: Shard
+    gaps: tuple[Span, ...]
+
+    def wants(self, row: int) -> bool:
+        """Whether a row is missing."""
+        return any(gap.first <= row < gap.last for gap in self.gaps)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One job's steps, equal for every runner; small, so that it can be sent to every worker.
+
+    Attributes:
+        output: address of the output.
+        storage: fsspec options.
+        preprocessing: of the model.
+        graph: what to compute.
+        metadata: of the Parquet files.
+        max_pixels: see `JobSpec`.
+        scaled_decoding: see `JobSpec`.
+        limit: see `JobSpec`.
+        part_rows: rows of one explanation file.
+    """
+
+    output: str
+    storage: dict[str, Any]
+    preprocessing: Preprocessing
+    graph: GraphSpec
+    metadata: dict[str, str]
+    max_pixels: int
+    scaled_decoding: bool
+    limit: int | None
+    part_rows: int
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Where commits go."""
+        return Ledger(self.output, self.storage)
+
+    @property
+    def row_bytes(self) -> int:
+        """Pixels of one decoded row."""
+        height, width, channels = self.preprocessing.shape
+        return height * width * channels
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of one decoded block: about `BLOCK_BYTES`, and whole batches."""
+        batches = BLOCK_BYTES // (self.row_bytes * self.graph.batch_size)
+        return max(1, batches) * self.graph.batch_size
+
+    def explainer(self) -> ExplanationGraph:
+        """A new graph, not loaded."""
+        return ExplanationGraph(self.graph, self.storage)
+
+    def decoded(self, work: Work) -> Iterator[pa.Table]:
+        """Reads and decodes what is missing of one shard, in blocks.
+
+        A block holds rows [i x block_rows, (i + 1) x block_rows) of its shard, counted from the shard's first row,
+        whatever was done before: so batches, and with them the last bit of every heatmap, do not depend on restarts.
+
+        Args:
+            work: a shard and its gaps.
+
+        Yields:
+            Tables of `decoded_schema`.
+        """
+        decoder = Decoder(self.preprocessing, max_pixels=self.max_pixels, scaled=self.scaled_decoding)
+        pending: list[Sample] = []
+        last = work.shard.first
+        stop = work.gaps[-1].last
+        for sample in takewhile(lambda s: s.row < stop, sources.read(work.shard, self.storage, limit=self.limit)):
+            if pending and self._block(sample, work) != self._block(pending[0], work):
+                yield decoder.table(pending, work.shard.name)
+                pending = []
+            if work.wants(sample.row):
+                pending.append(sample)
+            last = sample.row + 1
+        if pending:
+            yield decoder.table(pending, work.shard.name)
+        if stop > last:
+            self.ledger.end(work.shard.name, last)
+
+    def _block(self, sample: Sample, work: Work) -> int:
+        return (sample.row - work.shard.first) // self.block_rows
+
+    def commit(self, table: pa.Table) -> pa.Table:
+        """Writes explained rows as fragments.
+
+        Args:
+            table: of `fragment_schema`.
+
+        Returns:
+            A receipt a row.
+        """
+        receipts = self.ledger.commit(table, self.metadata)
+        return pa.table({name: [getattr(r, name) for r in receipts] for name in ("shard", "images", "rejected", "codes")})
+
+    def seal(self, group: Group) -> Counts:
+        """Turns a group's fragments into final files."""
+        return seal(group, self.ledger, metadata=self.metadata, limit=self.part_rows)

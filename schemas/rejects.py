@@ -1,0 +1,17 @@
+"""The reasons for which an image is rejected instead of explained."""
+
+REJECT_CODES = {
+    "missing_object": "the address names nothing",
+    "forbidden": "the storage refuses the credentials for this address",
+    "unreadable_shard": "a tar or Parquet file that cannot be read (one row for the rest of the shard)",
+    "truncated_shard": "a tar that ends early (one row for what is missing)",
+    "no_image": "a sample without an image",
+    "empty": "zero bytes",
+    "not_an_image": "bytes of no known image format",
+    "truncated": "an image that ends early",
+    "corrupt": "an image whose data contradict themselves",
+    "too_large": "more pixels than max_pixels, or more bytes than an image may have",
+    "missing_label": "target is `label` and the image has none",
+    "label_out_of_range": "a label that is no class of the model",
+    "non_finite": "the network or the method gave a value that is not a finite number",
+}
