@@ -22,6 +22,21 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --quiet --editable .
 	touch $@
 
+demo: venv  ## make data, train a small network, explain it on local Ray, draw a contact sheet (S3=1: through a real S3 server)
+	$(BIN)/raylens demo --output demo $(if $(S3),--s3)
+
+lint: venv  ## ruff, mypy --strict, pydoclint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pydoclint --quiet pipeline serve schemas
+
+test: lint  ## lint, then every test (about 15 minutes on 2 cores)
+	$(BIN)/python -m pytest tests
+
+bench: venv  ## side-by-side benchmarks; prints ratios
+	$(BIN)/python -m pytest tests/benchmarks --benchmarks -s
+
 lock:  ## resolve requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --upgrade --output-file requirements.lock

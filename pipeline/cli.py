@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.errors import RaylensError
-from pipeline.flags import parsed, with_flags
+from pipeline.flags import pairs, parsed, with_flags
 from schemas.job import JobSpec
 
 app = typer.Typer(
@@ -80,10 +80,9 @@ def inspect(
     storage: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="fsspec options.")] = None,
 ) -> None:
     """Summarise a run and draw a contact sheet of images with their heatmaps."""
-    from pipeline.flags import _pairs
     from pipeline.report.summary import inspect_run
 
-    inspect_run(output, _pairs("storage", storage or []), sheet=sheet, images=images)
+    inspect_run(output, pairs("storage", storage or []), sheet=sheet, images=images)
 
 
 @app.command()
@@ -95,7 +94,9 @@ def methods() -> None:
     for name, method in METHODS.items():
         traits = method.traits
         by_class = "yes" if traits.discriminative else "no"
-        table.add_row(name, traits.needs, traits.forwards, by_class, traits.resolution, traits.check or "-", traits.source)
+        table.add_row(
+            name, traits.needs, traits.forwards, by_class, traits.resolution, traits.check or "-", traits.source
+        )
     Console().print(table)
 
 

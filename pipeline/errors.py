@@ -1,4 +1,4 @@
-"""The exceptions of raylens: one tree, each with the exit code of the command and a message that says how to mend it."""
+"""The exceptions of raylens: one tree, each with the command's exit code and a message that says how to mend it."""
 
 
 class RaylensError(Exception):

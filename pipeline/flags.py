@@ -16,7 +16,9 @@ Values = dict[str, Any]
 Spec = TypeVar("Spec", bound=BaseModel)
 
 
-def with_flags(spec: type[BaseModel], panels: Mapping[str, tuple[str, ...]], run: Callable[[Values], None]) -> Callable[..., None]:
+def with_flags(
+    spec: type[BaseModel], panels: Mapping[str, tuple[str, ...]], run: Callable[[Values], None]
+) -> Callable[..., None]:
     """A command function whose options are the fields of a specification.
 
     Args:
@@ -44,16 +46,18 @@ def with_flags(spec: type[BaseModel], panels: Mapping[str, tuple[str, ...]], run
 
 def _option(name: str, spec: type[BaseModel], panel: str) -> Any:
     if name == "config":
-        return Annotated[Path | None, typer.Option(help="YAML file with these fields; flags win.", rich_help_panel=panel)]
+        return Annotated[
+            Path | None, typer.Option(help="YAML file with these fields; flags win.", rich_help_panel=panel)
+        ]
     info = spec.model_fields[name]
-    flag = f"--{name.replace('_', '-').removesuffix('s') if name == 'model_args' else name.replace('_', '-')}"
-    flag = {"model_args": "--model-arg", "method_args": "--method-arg"}.get(name, flag)
+    flag = {"model_args": "--model-arg", "method_args": "--method-arg"}.get(name, f"--{name.replace('_', '-')}")
     if info.annotation is bool:
         flags = [flag] if info.default is False else [f"{flag}/--no-{flag[2:]}"]
         return Annotated[bool | None, typer.Option(*flags, help=_help(info), rich_help_panel=panel, show_default=False)]
     kind: Any = list[str] if _is_mapping(info) or name == "input" else str
     return Annotated[
-        kind | None, typer.Option(flag, help=_help(info), metavar=_metavar(info, name), rich_help_panel=panel, show_default=False)
+        kind | None,
+        typer.Option(flag, help=_help(info), metavar=_metavar(info, name), rich_help_panel=panel, show_default=False),
     ]
 
 
@@ -93,7 +97,7 @@ def parsed(spec: type[Spec], values: Values) -> Spec:
     for name, value in given.items():
         info = spec.model_fields[name]
         if _is_mapping(info):
-            content[name] = {**content.get(name, {}), **_pairs(name, value)}
+            content[name] = {**content.get(name, {}), **pairs(name, value)}
         else:
             content[name] = _items(info, value) if isinstance(value, str) else value
     try:
@@ -110,18 +114,20 @@ def _file(path: Path | None) -> Values:
     except (OSError, yaml.YAMLError) as error:
         raise SpecError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise SpecError(f"--config {path} holds {type(content).__name__}, expected fields such as `input: s3://bucket/images`")
+        raise SpecError(
+            f"--config {path} holds {type(content).__name__}, expected fields such as `input: s3://bucket/images`"
+        )
     return content
 
 
-def _pairs(name: str, items: list[str]) -> Values:
-    pairs = {}
+def pairs(name: str, items: list[str]) -> Values:
+    found = {}
     for item in items:
         key, sign, value = item.partition("=")
         if not sign or not key:
             raise SpecError(f"--{name.replace('_', '-')} {item!r}: expected KEY=VALUE")
-        pairs[key] = yaml.safe_load(value)
-    return pairs
+        found[key] = yaml.safe_load(value)
+    return found
 
 
 def _items(info: FieldInfo, text: str) -> Any:

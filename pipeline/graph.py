@@ -112,7 +112,9 @@ class ExplanationGraph:
         assert isinstance(head, nn.Linear)
         return head
 
-    def explain(self, pixels: NDArray[np.uint8], sample_ids: Sequence[str], labels: Sequence[int] | None = None) -> Columns:
+    def explain(
+        self, pixels: NDArray[np.uint8], sample_ids: Sequence[str], labels: Sequence[int] | None = None
+    ) -> Columns:
         """Predicts and explains one batch.
 
         Args:

@@ -174,9 +174,7 @@ def _carried(rows: Rows, index: NDArray[np.int64]) -> dict[str, pa.ChunkedArray]
     return {name: rows.table.column(name).take(pa.array(index)) for name in CARRIED}
 
 
-def _prediction(
-    rows: Rows, columns: Columns, graph: ExplanationGraph, index: NDArray[np.int64]
-) -> dict[str, pa.Array]:
+def _prediction(rows: Rows, columns: Columns, graph: ExplanationGraph, index: NDArray[np.int64]) -> dict[str, pa.Array]:
     label, top_scores = rows.label[index], columns["top_scores"][index]
     runner_up = top_scores[:, 1] if top_scores.shape[1] > 1 else np.zeros(len(index), np.float32)
     prediction = columns["prediction"][index]
@@ -220,5 +218,12 @@ def _heatmap(
         scaled, scales = scaled_for_half(torch.from_numpy(maps))
         maps, scale = scaled.numpy().astype(np.float16), scales.numpy()
     numbers = {name: value[index, rank] for name, value in columns["statistics"].items()}
-    values = {name: pa.array(value, pa.float32(), mask=np.isnan(value)) for name, value in numbers.items() if name != "box"}
-    return {"heatmap": _tensor(maps), "heatmap_scale": pa.array(scale), "box": _lists(numbers["box"], pa.float32()), **values}
+    values = {
+        name: pa.array(value, pa.float32(), mask=np.isnan(value)) for name, value in numbers.items() if name != "box"
+    }
+    return {
+        "heatmap": _tensor(maps),
+        "heatmap_scale": pa.array(scale),
+        "box": _lists(numbers["box"], pa.float32()),
+        **values,
+    }

@@ -39,18 +39,26 @@ EXPLANATION: list[pa.Field] = [
 ]
 STATISTICS: list[pa.Field] = [
     pa.field(
-        "heatmap_scale", pa.float32(), metadata={"unit": "power of two: map = heatmap * heatmap_scale; 1 unless out of range"}
+        "heatmap_scale",
+        pa.float32(),
+        metadata={"unit": "power of two: map = heatmap * heatmap_scale; 1 unless out of range"},
     ),
     pa.field("heatmap_max", pa.float32()),
     pa.field("heatmap_min", pa.float32()),
-    pa.field("mass_centre", pa.float32(), metadata={"unit": "share of positive mass in the central quarter of the area"}),
+    pa.field(
+        "mass_centre", pa.float32(), metadata={"unit": "share of positive mass in the central quarter of the area"}
+    ),
     pa.field("gini", pa.float32(), metadata={"unit": "Gini index of the positive part, 0 flat to 1 one cell"}),
     pa.field("centroid_x", pa.float32(), metadata={"unit": "share of the width"}),
     pa.field("centroid_y", pa.float32(), metadata={"unit": "share of the height"}),
     pa.field(
-        "box", pa.list_(pa.float32()), metadata={"unit": "x0, y0, x1, y1 of the top half of the mass, share of the side"}
+        "box",
+        pa.list_(pa.float32()),
+        metadata={"unit": "x0, y0, x1, y1 of the top half of the mass, share of the side"},
     ),
-    pa.field("check", pa.float32(), metadata={"unit": "the method's own check, see `raylens methods`; null without one"}),
+    pa.field(
+        "check", pa.float32(), metadata={"unit": "the method's own check, see `raylens methods`; null without one"}
+    ),
 ]
 REASON: list[pa.Field] = [
     pa.field("stage", pa.string()),
@@ -87,9 +95,7 @@ def explanations_schema(shape: tuple[int, int], dtype: str, embedding: int | Non
         The schema without file metadata.
     """
     extra = [] if embedding is None else [pa.field("embedding", pa.list_(pa.float32(), embedding))]
-    return pa.schema(
-        [*IDENTITY, *PIXELS, *PREDICTION, *EXPLANATION, heatmap_field(shape, dtype), *STATISTICS, *extra]
-    )
+    return pa.schema([*IDENTITY, *PIXELS, *PREDICTION, *EXPLANATION, heatmap_field(shape, dtype), *STATISTICS, *extra])
 
 
 def fragment_schema(shape: tuple[int, int], dtype: str, embedding: int | None = None) -> pa.Schema:

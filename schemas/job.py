@@ -2,9 +2,20 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from schemas.graph import Device, Frozen, GraphSpec, HeatmapDtype, Interpolation, ModelSpec, Precision, ResizeMode, Size
 
@@ -19,7 +30,13 @@ def _as_text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Addresses = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+def _absolute(address: str) -> str:
+    """A local path as seen from every worker; other addresses stay."""
+    return address if "://" in address else str(Path(address).expanduser().absolute())
+
+
+Address = Annotated[str, AfterValidator(_absolute)]
+Addresses = Annotated[tuple[Address, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -31,21 +48,27 @@ class JobSpec(Frozen):
     """
 
     # input
-    input: Addresses = Field(description="Folder, tar, Parquet, manifest, glob or list of them; local, s3:// or any fsspec address.")
+    input: Addresses = Field(
+        description="Folder, tar, Parquet, manifest, glob or list of them; local, s3:// or any fsspec address."
+    )
     format: Literal["auto", "folder", "webdataset", "parquet", "manifest"] = Field(
         "auto", description="What the input is; auto looks at the names and, for Parquet, at the columns."
     )
     image_field: str | None = Field(None, description="Parquet or manifest column with the image bytes or address.")
-    label_field: str | None = Field(None, description="Column, .json field or folder level (`folder`) that holds the label.")
+    label_field: str | None = Field(
+        None, description="Column, .json field or folder level (`folder`) that holds the label."
+    )
     id_field: str | None = Field(None, description="Parquet or manifest column that identifies a sample.")
     # model
     model: str = Field(description="timm:NAME, torchvision:NAME, hf:FOLDER, module:package.mod:factory or FILE.pt2.")
-    model_args: dict[str, JsonValue] = Field(default_factory=dict, description="Keyword arguments of the model's constructor.")
+    model_args: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Keyword arguments of the model's constructor."
+    )
     weights: str | None = Field(
         None, description="safetensors or state dict, local or remote; `pretrained` (default) or `random`."
     )
     weights_sha256: str | None = Field(None, description="Expected digest of the weights file.")
-    labels: str | None = Field(None, description="Text file with one class name a line, or JSON list or object.")
+    labels: Address | None = Field(None, description="Text file with one class name a line, or JSON list or object.")
     layer: str | None = Field(None, description="Target layer; found by itself when left out.")
     size: Size | None = Field(None, description="Input height and width in px; one number for a square.")
     resize: PositiveInt | None = Field(None, description="Size in px the image is resized to before the crop.")
@@ -64,34 +87,55 @@ class JobSpec(Frozen):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto is float32 on a CPU and bfloat16 on a GPU."
     )
-    batch_size: PositiveInt | None = Field(None, description="Images in one call of the graph; by default 16 on a CPU, 128 on a GPU.")
+    batch_size: PositiveInt | None = Field(
+        None, description="Images in one call of the graph; by default 16 on a CPU, 128 on a GPU."
+    )
     heatmap_dtype: HeatmapDtype = Field("float16", description="Storage type of the heatmaps.")
     embedding: bool = Field(False, description="Also store the features before the classifier.")
     max_pixels: PositiveInt = Field(178_956_970, description="Larger images are rejected (Pillow's own bomb limit).")
-    scaled_decoding: bool = Field(True, description="Let libjpeg decode large JPEGs at a reduced scale, never below 2x the resize.")
+    scaled_decoding: bool = Field(
+        True, description="Let libjpeg decode large JPEGs at a reduced scale, never below 2x the resize."
+    )
     limit: PositiveInt | None = Field(None, description="Explain only the first LIMIT images of every shard.")
     seed: int = Field(0, description="Seed of methods that draw random numbers, with the sample's id.")
     # output
-    output: str = Field(description="Folder for explanations/, rejects/ and run.json; local, s3:// or any fsspec address.")
+    output: Address = Field(
+        description="Folder for explanations/, rejects/ and run.json; local, s3:// or any fsspec address."
+    )
     max_reject_share: Share = Field(0.01, description="Above this share of rejects the job exits non-zero.")
     overwrite: bool = Field(False, description="Remove what an earlier job wrote to the output.")
     # gate
-    golden: str | None = Field(None, description="Manifest of labelled images that the model must get right before the job starts.")
+    golden: Address | None = Field(
+        None, description="Manifest of labelled images that the model must get right before the job starts."
+    )
     golden_top1: Share = Field(0.8, description="Least share of the golden images whose top-1 is their label.")
     # execution
     runner: Literal["ray", "local"] = Field("ray", description="Ray Data, or one process without Ray.")
-    ray_address: str | None = Field(None, description="Address of a Ray cluster; left out: RAY_ADDRESS, else a local one.")
-    workers: PositiveInt | None = Field(None, description="Least number of graph actors; by default one a CPU or one a GPU.")
+    ray_address: str | None = Field(
+        None, description="Address of a Ray cluster; left out: RAY_ADDRESS, else a local one."
+    )
+    workers: PositiveInt | None = Field(
+        None, description="Least number of graph actors; by default one a CPU or one a GPU."
+    )
     max_workers: PositiveInt | None = Field(None, description="Most graph actors; the pool grows up to it.")
     gpus_per_worker: PositiveFloat = Field(1.0, description="GPU share of one graph actor on a GPU.")
     storage: dict[str, JsonValue] = Field(
         default_factory=dict, description="fsspec options: endpoint_url, anon, key, secret, profile, ..."
     )
     # reporting
-    progress: Literal["auto", "rich", "text", "json", "none"] = Field("auto", description="rich on a terminal, text lines elsewhere.")
-    metrics_port: NonNegativeInt | None = Field(None, description="Serve Prometheus metrics on this port of the driver.")
+    progress: Literal["auto", "rich", "text", "json", "none"] = Field(
+        "auto", description="rich on a terminal, text lines elsewhere."
+    )
+    metrics_port: NonNegativeInt | None = Field(
+        None, description="Serve Prometheus metrics on this port of the driver."
+    )
     metrics_pushgateway: str | None = Field(None, description="Push metrics to this Pushgateway address at the end.")
     metrics_file: str | None = Field(None, description="Write metrics to this text file (node exporter's format).")
+
+    @field_validator("weights")
+    @classmethod
+    def _absolute_weights(cls, weights: str | None) -> str | None:
+        return weights if weights in (None, "pretrained", "random") else _absolute(weights)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -102,7 +146,9 @@ class JobSpec(Frozen):
         if self.workers and self.max_workers and self.max_workers < self.workers:
             raise ValueError(f"max_workers {self.max_workers} is less than workers {self.workers}")
         if self.device == "auto" and self.precision in ("bfloat16", "float16"):
-            raise ValueError(f"precision {self.precision} needs an explicit device: add `device: cuda` or `device: cpu`")
+            raise ValueError(
+                f"precision {self.precision} needs an explicit device: add `device: cuda` or `device: cpu`"
+            )
         return self
 
     def model_spec(self) -> ModelSpec:

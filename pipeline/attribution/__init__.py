@@ -3,13 +3,60 @@
 import inspect
 
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits
-from pipeline.attribution.cam import EigenCAM, GradCAM
+from pipeline.attribution.cam import (
+    CAM,
+    EigenCAM,
+    EigenGradCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    XGradCAM,
+)
+from pipeline.attribution.fullgrad import FullGrad
+from pipeline.attribution.gradient import (
+    Gradient,
+    InputXGradient,
+    IntegratedGradients,
+    SmoothedInputXGradient,
+    SmoothedIntegratedGradients,
+)
+from pipeline.attribution.guided import Deconvnet, GuidedBackprop, GuidedGradCAM
+from pipeline.attribution.linear_interpreter import LinearInterpreter
+from pipeline.attribution.masked_cam import AblationCAM, ScoreCAM
+from pipeline.attribution.meta import MetaSaliency
+from pipeline.attribution.multilayer import MultiLayer
+from pipeline.attribution.noisy import SmoothGrad, VarGrad
+from pipeline.attribution.normgrad import NormGrad
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
 
 METHODS: dict[str, type[Method]] = {
+    "cam": CAM,
     "gradcam": GradCAM,
+    "gradcam++": GradCAMPlusPlus,
+    "xgradcam": XGradCAM,
+    "hirescam": HiResCAM,
+    "layercam": LayerCAM,
     "eigencam": EigenCAM,
+    "eigengradcam": EigenGradCAM,
+    "scorecam": ScoreCAM,
+    "ablationcam": AblationCAM,
+    "fullgrad": FullGrad,
+    "multilayer": MultiLayer,
+    "normgrad": NormGrad,
+    "gradient": Gradient,
+    "inputxgradient": InputXGradient,
+    "ig": IntegratedGradients,
+    "smoothgrad": SmoothGrad,
+    "vargrad": VarGrad,
+    "smoothixg": SmoothedInputXGradient,
+    "smoothig": SmoothedIntegratedGradients,
+    "guidedbackprop": GuidedBackprop,
+    "deconvnet": Deconvnet,
+    "guidedgradcam": GuidedGradCAM,
+    "linear": LinearInterpreter,
+    "meta": MetaSaliency,
 }
 
 __all__ = ["METHODS", "Attribution", "Choose", "Method", "Needs", "Traits", "create"]

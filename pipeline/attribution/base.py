@@ -191,6 +191,22 @@ def forward_to_layer(model: LoadedModel, x: Tensor, *, gradients: bool) -> Captu
     return capture
 
 
+class ThreadHook:
+    """A forward hook that answers only to the thread that made it.
+
+    Args:
+        hook: called with (module, arguments, output).
+    """
+
+    def __init__(self, hook: Callable[[nn.Module, Any, Any], Any]) -> None:
+        self._hook = hook
+        self._owner = threading.get_ident()
+
+    def __call__(self, module: nn.Module, arguments: Any, output: Any) -> Any:
+        """What the hook returns; None, which changes nothing, in other threads."""
+        return self._hook(module, arguments, output) if threading.get_ident() == self._owner else None
+
+
 @contextmanager
 def hooked(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
     """A forward hook that lives as long as the block and answers only to the thread that set it.
@@ -202,12 +218,7 @@ def hooked(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Ite
     Yields:
         Nothing.
     """
-    owner = threading.get_ident()
-
-    def guarded(submodule: nn.Module, arguments: Any, output: Any) -> Any:
-        return hook(submodule, arguments, output) if threading.get_ident() == owner else None
-
-    handle = module.register_forward_hook(guarded)
+    handle = module.register_forward_hook(ThreadHook(hook))
     try:
         yield
     finally:

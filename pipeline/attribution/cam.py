@@ -29,7 +29,7 @@ class CAM(GradientCAM):
 
     def combine(self, A: Tensor, g: Tensor) -> Tensor:  # noqa: N803
         """(N, C, h, w) twice to (N, h, w), signed."""
-        return torch.einsum("nc,nchw->nhw", g.sum(dim=(2, 3)), A)
+        return weighted_sum(g.sum(dim=(2, 3)), A)
 
 
 class GradCAM(GradientCAM):
@@ -49,7 +49,7 @@ class GradCAM(GradientCAM):
     def combine(self, A: Tensor, g: Tensor) -> Tensor:  # noqa: N803
         """(N, C, h, w) twice to (N, h, w), not negative."""
         weights = g.mean(dim=(2, 3))
-        return torch.einsum("nc,nchw->nhw", weights, A).relu()
+        return weighted_sum(weights, A).relu()
 
 
 class GradCAMPlusPlus(GradientCAM):
@@ -67,7 +67,7 @@ class GradCAMPlusPlus(GradientCAM):
         denominator = 2 + g * A.sum(dim=(2, 3), keepdim=True)
         alpha = torch.where(denominator == 0, 0, 1 / denominator)
         weights = (alpha * g.relu()).sum(dim=(2, 3))
-        return torch.einsum("nc,nchw->nhw", weights, A).relu()
+        return weighted_sum(weights, A).relu()
 
 
 class XGradCAM(GradientCAM):
@@ -82,7 +82,7 @@ class XGradCAM(GradientCAM):
         """(N, C, h, w) twice to (N, h, w), not negative."""
         mass = A.sum(dim=(2, 3))
         weights = torch.where(mass == 0, 0, (g * A).sum(dim=(2, 3)) / mass)
-        return torch.einsum("nc,nchw->nhw", weights, A).relu()
+        return weighted_sum(weights, A).relu()
 
 
 class HiResCAM(GradientCAM):
@@ -132,6 +132,12 @@ class EigenGradCAM(GradientCAM):
         return leading_component(g * A)
 
 
+def weighted_sum(weights: Tensor, A: Tensor) -> Tensor:  # noqa: N803
+    """Σ_k w_k A_k: (N, C) and (N, C, h, w) to (N, h, w)."""
+    found: Tensor = torch.einsum("nc,nchw->nhw", weights, A)
+    return found
+
+
 def leading_component(A: Tensor) -> Tensor:  # noqa: N803
     """Projection of each cell's centred channel vector on their first principal axis.
 
@@ -156,9 +162,9 @@ def _project(cells: Tensor) -> Tensor:
     """(N, hw, C) centred rows to their (N, hw) coordinates on the first right singular vector, by the smaller Gram."""
     if cells.shape[1] <= cells.shape[2]:
         values, vectors = torch.linalg.eigh(cells @ cells.transpose(1, 2))  # (N, hw, hw)
-        return vectors[:, :, -1] * values[:, -1:].clamp_min(0).sqrt()
+        return torch.mul(vectors[:, :, -1], values[:, -1:].clamp_min(0).sqrt())
     _, vectors = torch.linalg.eigh(cells.transpose(1, 2) @ cells)  # (N, C, C)
-    return torch.einsum("npc,nc->np", cells, vectors[:, :, -1])
+    return torch.matmul(cells, vectors[:, :, -1:]).squeeze(2)
 
 
 def uniform_gradient(model: LoadedModel, *, across_images: bool) -> bool:

@@ -48,7 +48,11 @@ class BiasGradients(TorchFunctionMode):
             self.maps += psi(part, self.size)
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Called by torch in place of every function of tensors."""
         kwargs = kwargs or {}
@@ -64,10 +68,11 @@ class BiasGradients(TorchFunctionMode):
 def _bias(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
     """(C,) float32: the bias that a call adds; None if it adds none."""
     if func is F.batch_norm:
-        mean, variance = args[1].float(), args[2].float()
-        weight, offset = (kwargs.get(name, args[i] if len(args) > i else None) for i, name in ((3, "weight"), (4, "bias")))
+        mean, variance = (statistic.float() for statistic in args[1:3])
+        weight = kwargs.get("weight", args[3] if len(args) > 3 else None)
+        offset = kwargs.get("bias", args[4] if len(args) > 4 else None)
         scale = (variance + kwargs.get("eps", 1e-5)).rsqrt() * (1 if weight is None else weight.float())
-        return (0 if offset is None else offset.float()) - mean * scale
+        return torch.sub(0 if offset is None else offset.float(), mean * scale)
     if func in AFFINE:
         bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
         return None if bias is None else bias.float()

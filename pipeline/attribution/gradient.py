@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits
+from pipeline.attribution.perturbation import chunks
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
 
@@ -86,7 +87,12 @@ class IntegratedGradients(Method):
     """
 
     traits = Traits(
-        Needs.GRADIENTS, "steps + 2", True, "input", "completeness gap in logits", "Sundararajan et al. 2017, eq. 1 and 3"
+        Needs.GRADIENTS,
+        "steps + 2",
+        True,
+        "input",
+        "completeness gap in logits",
+        "Sundararajan et al. 2017, eq. 1 and 3",
     )
 
     def __init__(
@@ -104,20 +110,18 @@ class IntegratedGradients(Method):
         start = self._start(x)
         difference = x.float() - start
         total = torch.zeros(targets.shape[1], *x.shape, device=x.device)
-        for alphas in self._alphas(x).split(per_pass(self.chunk, len(x))):
-            points = start + alphas.view(-1, 1, 1, 1, 1) * difference
+        alphas = (torch.arange(self.steps, device=x.device, dtype=torch.float32) + 0.5) / self.steps
+        for part in chunks(self.steps, per_pass(self.chunk, len(x))):
+            points = start + alphas[part].view(-1, 1, 1, 1, 1) * difference
             total += gradients_at(self.model, points.to(x.dtype), targets).sum(dim=1)
         maps = (total / self.steps * difference).sum(dim=2).transpose(0, 1)
         rise = logits.gather(1, targets) - predict(self.model, start.to(x.dtype))[0][targets]
         return Attribution(logits, targets, maps, (maps.sum(dim=(2, 3)) - rise).abs())
 
-    def _alphas(self, x: Tensor) -> Tensor:
-        """Midpoints of equal parts of (0, 1)."""
-        return (torch.arange(self.steps, device=x.device, dtype=torch.float32) + 0.5) / self.steps
-
     def _start(self, x: Tensor) -> Tensor:
         """x': (1, C, H, W) float32 in normalised units."""
-        mean, std = (torch.tensor(v, device=x.device) for v in (self.model.preprocessing.mean, self.model.preprocessing.std))
+        preprocessing = self.model.preprocessing
+        mean, std = (torch.tensor(v, device=x.device) for v in (preprocessing.mean, preprocessing.std))
         level = torch.zeros_like(mean) if self.baseline is None else (self.baseline - mean) / std
         return level.view(1, -1, 1, 1).expand(1, *x.shape[1:])
 
@@ -220,7 +224,7 @@ def gradients_at(model: LoadedModel, points: Tensor, targets: Tensor) -> Tensor:
         leaf = channels_last(points.flatten(0, 1)).requires_grad_()
         logits = model.module(leaf).float()
     found = list(class_gradients(logits, leaf, targets.repeat(len(points), 1)))
-    return torch.stack(found).unflatten(1, points.shape[:2])
+    return torch.stack(found).view(-1, *points.shape)
 
 
 def over_channels(g: Tensor, *, absolute: bool) -> Tensor:

@@ -61,7 +61,11 @@ class ReluRule(TorchFunctionMode):
         self.replaced = 0
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Called by torch in place of every function of tensors."""
         kwargs = kwargs or {}
@@ -70,7 +74,7 @@ class ReluRule(TorchFunctionMode):
             return func(*args, **kwargs)
         self.replaced += 1
         z = args[0] if args else kwargs["input"]
-        rectified = Rectifier.apply(z, ceiling, self.gated)  # type: ignore[no-untyped-call]
+        rectified = Rectifier.apply(z, ceiling, self.gated)
         return z.copy_(rectified) if _in_place(func, kwargs) else rectified
 
 

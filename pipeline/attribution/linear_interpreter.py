@@ -14,11 +14,14 @@ from pipeline.attribution.gradient import InputGradients
 from pipeline.model import LoadedModel
 
 aten = torch.ops.aten
-UNITS = {F.gelu, F.silu, F.mish, F.hardswish, F.tanh, torch.tanh, Tensor.tanh}
+Functions = set[Callable[..., Any]]
+
+UNITS: Functions = {F.gelu, F.silu, F.mish, F.hardswish, F.tanh, torch.tanh, Tensor.tanh}
 UNITS |= {aten.gelu.default, aten.silu.default, aten.hardswish.default, aten.tanh.default}
 """σ with σ(0) = 0, replayed as multiplication by σ(z) / z."""
 
-GATES = {F.sigmoid, torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_, F.hardsigmoid, F.softmax, torch.softmax, Tensor.softmax}
+GATES: Functions = {F.sigmoid, torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_, F.hardsigmoid}
+GATES |= {F.softmax, torch.softmax, Tensor.softmax}
 GATES |= {aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int, aten._softmax.default}
 GATES |= {torch.var, Tensor.var, torch.std, Tensor.std, torch.norm, Tensor.norm, torch.linalg.vector_norm}
 GATES |= {torch.rsqrt, Tensor.rsqrt}
@@ -103,11 +106,14 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, channels: 
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return F.scaled_dot_product_attention(q.detach(), k.detach(), v, *args, **kwargs)
+    """[weights] v; the weights are what attention gives to one-hot values."""
+    one_hot = torch.eye(k.shape[-2], dtype=v.dtype, device=v.device).expand(*k.shape[:-1], -1)
+    return torch.matmul(F.scaled_dot_product_attention(q.detach(), k.detach(), one_hot, *args, **kwargs), v)
 
 
 def _normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
-    return x / x.detach().norm(p, dim, keepdim=True).clamp_min(eps)
+    length: Tensor = x.detach().norm(p, dim, keepdim=True)
+    return x / length.clamp_min(eps)
 
 
 RULES: dict[Callable[..., Any], Callable[..., Tensor]] = {
@@ -146,7 +152,13 @@ class LinearInterpreter(InputGradients):
         x = probe(model).requires_grad_()
         with torch.enable_grad(), Frozen():
             logits = model.module(x).float()
-        return "it multiplies features in a way that the interpreter cannot freeze" if _bends(logits, x) else None
+        try:
+            bends = _bends(logits, x)
+        except RuntimeError as error:
+            if "not implemented" not in str(error):  # a fault of the device must propagate
+                raise
+            return f"whether it can be frozen cannot be found out ({str(error).splitlines()[0]})"
+        return "it multiplies features in a way that the interpreter cannot freeze" if bends else None
 
     def __call__(self, x: Tensor, choose: Choose, seeds: Tensor | None = None) -> Attribution:
         """See `Method.__call__`; k targets share one forward pass."""

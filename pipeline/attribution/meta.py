@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import pipeline.attribution as attribution
-from pipeline.attribution.base import HOOK_MARK, Attribution, Choose, Method, Needs, Traits
+from pipeline import attribution
+from pipeline.attribution.base import Attribution, Choose, Method, Needs, ThreadHook, Traits
 from pipeline.attribution.gradient import predict
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
@@ -23,8 +23,8 @@ class MetaSaliency(Method):
 
     The step is taken on a private copy of the network, not through `torch.func.functional_call`: that one swaps the
     parameters inside the shared module while it runs, where another thread would see them. The copy is made once, is in
-    float32 (a step of 1e-4 is lost in half precision), and is used by one thread at a time. Logits and targets are those
-    of the shared model. Sign and resolution are the inner method's.
+    float32 (a step of 1e-4 is lost in half precision), and is used by one thread at a time. Logits and targets are
+    those of the shared model. Sign and resolution are the inner method's.
 
     Cost: a forward and a backward pass and the inner method for every image and target, since each has weights of its
     own; images are not batched.
@@ -40,7 +40,9 @@ class MetaSaliency(Method):
         MethodError: the inner method does not exist or does not fit the model.
     """
 
-    traits = Traits(Needs.GRADIENTS, "k (2 + inner)", True, "layer", "the inner method's", "Rebuffi et al. 2020, section 3.3")
+    traits = Traits(
+        Needs.GRADIENTS, "k (2 + inner)", True, "layer", "the inner method's", "Rebuffi et al. 2020, section 3.3"
+    )
 
     def __init__(
         self,
@@ -82,9 +84,9 @@ class MetaSaliency(Method):
     def _explain(self, x: Tensor, targets: Tensor, seeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One image (1, C, H, W) and its (k,) targets to (k, h, w) maps and (k,) checks."""
         found = []
-        for target in targets.split(1):
-            with self._stepped(x, target):
-                found.append(self._inner(x, lambda _, target=target: target[None], seeds))  # type: ignore[misc]
+        for target in targets:
+            with self._stepped(x, target.view(1)):
+                found.append(self._inner(x, lambda _, target=target: target.view(1, 1), seeds))  # type: ignore[misc]
         maps = torch.cat([f.maps[0] for f in found])
         checks = [f.check[0] for f in found if f.check is not None]
         return maps, torch.cat(checks) if checks else None
@@ -122,6 +124,6 @@ def private_copy(module: nn.Module) -> nn.Module:
     """
     memo: dict[int, object] = {}
     for submodule in module.modules():
-        own = [(key, hook) for key, hook in list(submodule._forward_hooks.items()) if not hasattr(hook, HOOK_MARK)]
+        own = [(key, hook) for key, hook in list(submodule._forward_hooks.items()) if not isinstance(hook, ThreadHook)]
         memo[id(submodule._forward_hooks)] = OrderedDict(own)
     return copy.deepcopy(module, memo).float()

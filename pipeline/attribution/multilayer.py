@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import pipeline.attribution as attribution
+from pipeline import attribution
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, probe
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
@@ -87,7 +87,7 @@ def scaled(maps: Tensor, *, constant: float) -> Tensor:
 
 
 def stages(model: LoadedModel, count: int = 3) -> list[str]:
-    """The last layer at each of the coarsest resolutions, coarse to fine, ending before the model's target layer.
+    """The last outermost layer at each of the coarsest resolutions.
 
     Args:
         model: left as it was.
@@ -100,13 +100,14 @@ def stages(model: LoadedModel, count: int = 3) -> list[str]:
         MethodError: the network has one resolution only.
     """
     seen, _ = observe(model.module, probe(model))
-    grids = {model.layer.layout.grid: model.layer.name}
-    before = [observation for observation in seen if len(observation.shape) == 4]
-    for observation in reversed(before):
+    own = model.layer.layout.grid
+    grids = {own: (0, model.layer.name)}
+    for observation in (o for o in seen if len(o.shape) == 4 and "pool" not in type(o.module).__name__.lower()):
         grid = _grid(observation.shape, model.layer.layout.kind)
-        if grid[0] > max(grids)[0] and "pool" not in type(observation.module).__name__.lower():
-            grids.setdefault(grid, observation.name)
-    names = [grids[grid] for grid in sorted(grids)][:count]
+        depth = observation.name.count(".")  # a whole stage rather than a layer inside the next one's first block
+        if grid[0] > own[0] and depth <= grids.get(grid, (depth, ""))[0]:
+            grids[grid] = (depth, observation.name)
+    names = [grids[grid][1] for grid in sorted(grids)][:count]
     if len(names) < 2:
         raise MethodError(
             f"multilayer finds one resolution only in {model.source}; name the layers, for example "

@@ -46,7 +46,7 @@ class Noisy(Method):
         sigma = (self.noise * (spread.amax(dim=1) - spread.amin(dim=1))).view(-1, 1, 1, 1)
         for part in chunks(self.samples, per_pass(self.chunk, len(x))):
             count = part.stop - part.start
-            # One image at a time: a generator asked for 2 x 8 numbers may answer differently from one asked for 8 twice.
+            # One image at a time: a generator asked for 2 x 8 numbers may not answer as if asked for 8 twice.
             draws = [torch.stack([torch.randn(x.shape[1:], generator=s) for s in sources]) for _ in range(count)]
             yield (x.float() + sigma * torch.stack(draws).to(x.device)).to(x.dtype)
 

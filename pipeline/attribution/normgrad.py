@@ -53,14 +53,14 @@ class NormGrad(GradientCAM):
     def combine(self, A: Tensor, g: Tensor) -> Tensor:  # noqa: N803
         """(N, C, h, w) twice to (N, h, w), not negative."""
         if self.variant == "scaling":
-            return torch.linalg.vector_norm(A * g, dim=1)
+            return norm(A * g)
         if self.variant == "selective":
-            return torch.linalg.vector_norm((A * g).relu(), dim=1)
-        gradient = torch.linalg.vector_norm(g, dim=1)
+            return norm((A * g).relu())
+        gradient = norm(g)
         if self.variant == "bias":
             return gradient
         if self.variant == "conv1x1":
-            return torch.linalg.vector_norm(A, dim=1) * gradient
+            return norm(A) * gradient
         return neighbourhood_norm(A) * gradient
 
 
@@ -68,3 +68,9 @@ def neighbourhood_norm(A: Tensor) -> Tensor:  # noqa: N803
     """(N, C, h, w) to (N, h, w): the norm of each 3 x 3 neighbourhood over all channels, zeros beyond the border."""
     squares = A.square().sum(dim=1, keepdim=True)
     return (F.avg_pool2d(squares, 3, stride=1, padding=1) * 9).sqrt()[:, 0]
+
+
+def norm(A: Tensor) -> Tensor:  # noqa: N803
+    """(N, C, h, w) to (N, h, w): the Euclidean norm over channels."""
+    found: Tensor = torch.linalg.vector_norm(A, dim=1)
+    return found

@@ -250,7 +250,8 @@ class KernelSHAP(AdditiveModel):
 
     π(z) = (m - 1) / (C(m, |z|) |z| (m - |z|)). All coalitions are scored, with π as their weight, where there are no
     more than `samples`; else sizes are drawn by their total π, members uniformly, and each coalition is followed by
-    its complement, all with weight 1. Exact for an additive score. Positive superpixels speak for the target, and the
+    its complement, all with weight 1. Of equally good values
+    the smallest are taken. Exact for an additive score. Positive superpixels speak for the target, and the
     m values, not the painted pixels, sum to f_c(x) - f_c(hidden).
 
     Departures: the constraint is exact, where captum approximates it by a large weight.
@@ -315,12 +316,11 @@ class KernelSHAP(AdditiveModel):
         return Coalitions(z, torch.ones(len(z), dtype=torch.float64))
 
     def fit(self, coalitions: Coalitions, observed: Observed) -> tuple[Tensor, Tensor]:
-        """See `AdditiveModel.fit`: the last value is what the constraint leaves, the others are free."""
-        z, total = coalitions.z.double(), observed.full - observed.empty
+        """See `AdditiveModel.fit`: equal shares of the total, and a least squares part that sums to 0."""
+        z, share = coalitions.z.double(), (observed.full - observed.empty) / coalitions.z.shape[1]
         root = coalitions.weights.sqrt()[:, None]
-        free, last = z[:, :-1] - z[:, -1:], z[:, -1:]
-        phi = least_squares(root * free, root * (observed.scores - observed.empty - last * total))
-        return torch.cat([phi, (total - phi.sum(dim=0))[None]]), observed.empty
+        rest = observed.scores - observed.empty - z.sum(dim=1, keepdim=True) * share
+        return share + least_squares(root * (z - z.mean(dim=1, keepdim=True)), root * rest), observed.empty
 
 
 def _kernel(count: int) -> Tensor:
@@ -331,8 +331,6 @@ def _kernel(count: int) -> Tensor:
 
 
 def least_squares(A: Tensor, B: Tensor) -> Tensor:  # noqa: N803
-    """The X of least norm that minimises ‖A X - B‖; A may lack rank, and may have no columns."""
-    if A.shape[1] == 0:
-        return B.new_zeros(0, B.shape[1])
+    """The X of least norm that minimises ‖A X - B‖; A may lack rank."""
     solution: Tensor = torch.linalg.lstsq(A, B, driver="gelsd").solution
     return solution

@@ -1,6 +1,7 @@
 """The main job: explain every image of a data set, exactly once."""
 
 import importlib.metadata
+import json
 import platform
 import time
 from datetime import UTC, datetime
@@ -24,7 +25,18 @@ from schemas.explanations import SCHEMA_VERSION
 from schemas.job import JobSpec
 from schemas.run import RunRecord
 
-PACKAGES = ("raylens", "torch", "timm", "torchvision", "transformers", "ray", "pyarrow", "pillow", "simplejpeg", "numpy")
+PACKAGES = (
+    "raylens",
+    "torch",
+    "timm",
+    "torchvision",
+    "transformers",
+    "ray",
+    "pyarrow",
+    "pillow",
+    "simplejpeg",
+    "numpy",
+)
 
 
 def explain(spec: JobSpec) -> RunRecord:
@@ -74,7 +86,9 @@ def finished(ledger: Ledger, spec: JobSpec) -> RunRecord | None:
     if record is None:
         return None
     if saved is None:
-        raise OutputError(f"{spec.output} has a run.json but no {STATE}/job.json; choose another --output or --overwrite")
+        raise OutputError(
+            f"{spec.output} has a run.json but no {STATE}/job.json; choose another --output or --overwrite"
+        )
     return RunRecord(**record)
 
 
@@ -115,8 +129,8 @@ def judged(record: RunRecord, spec: JobSpec) -> RunRecord:
     if share > spec.max_reject_share:
         reasons = ", ".join(f"{count} {code}" for code, count in sorted(record.rejects_by_code.items()))
         raise RejectLimitError(
-            f"{record.rejected} of {record.images} images were rejected ({share:.2%}, limit {spec.max_reject_share:.2%}): "
-            f"{reasons}. See {spec.output}/rejects; if this is expected, raise --max-reject-share"
+            f"{record.rejected} of {record.images} images were rejected ({share:.2%}, limit "
+            f"{spec.max_reject_share:.2%}): {reasons}. See {spec.output}/rejects; if this is expected, raise --max-reject-share"
         )
     return record
 
@@ -160,14 +174,18 @@ def check_fit(spec: JobSpec, model: LoadedModel) -> None:
 
 def _planned(spec: JobSpec, ledger: Ledger, shown: Display) -> list[Shard]:
     if ledger.read_json(STATE, "job.json") is None and _occupied(ledger):
-        raise OutputError(f"{spec.output} holds files that no raylens job wrote; choose another --output or --overwrite")
-    ledger.write_json({"identity": spec.identity(), "digest": spec.digest()}, STATE, "job.json")
+        raise OutputError(
+            f"{spec.output} holds files that no raylens job wrote; choose another --output or --overwrite"
+        )
     found = sources.find(spec.input, spec.storage, forced=spec.format, image=spec.image_field)
+    ledger.write_json({"identity": spec.identity(), "digest": spec.digest()}, STATE, "job.json")
     fields = sources.Fields(spec.image_field, spec.label_field, spec.id_field)
     state = f"{spec.output.rstrip('/')}/{STATE}"
     plan = ledger.freeze(sources.plan(found, spec.storage, fields, state=state))
     if not plan:
-        raise InputError(f"input {', '.join(spec.input)} holds no images; known are folders, tars, Parquet and manifests")
+        raise InputError(
+            f"input {', '.join(spec.input)} holds no images; known are folders, tars, Parquet and manifests"
+        )
     kinds = sorted({item.format for item in found})
     shown.say("input", format=" and ".join(kinds), files=len(found), shards=len(plan))
     return plan
@@ -194,13 +212,15 @@ def prepared(spec: JobSpec, model: LoadedModel, runner: Runner, ledger: Ledger) 
     """
     graph = spec.graph_spec(runner.device)
     if graph.model.weights not in (None, "pretrained", "random"):
-        graph = graph.model_copy(update={"model": graph.model.model_copy(update={"weights_sha256": model.weights_sha256})})
+        graph = graph.model_copy(
+            update={"model": graph.model.model_copy(update={"weights_sha256": model.weights_sha256})}
+        )
     graph_digest = digest(graph, model)
     saved = ledger.read_json(STATE, "graph.json")
     if saved is not None and saved["digest"] != graph_digest:
         raise OutputError(
             f"{spec.output} was begun with graph {saved['digest']} on {saved['device']}, now it is {graph_digest} on "
-            f"{runner.device}: code, weights or precision changed; go on as it was begun, or start again with --overwrite"
+            f"{runner.device}: code, weights or precision changed; go on as it was begun, or use --overwrite"
         )
     ledger.write_json({"digest": graph_digest, "device": runner.device}, STATE, "graph.json")
     metadata = parts.file_metadata(
@@ -213,7 +233,7 @@ def prepared(spec: JobSpec, model: LoadedModel, runner: Runner, ledger: Ledger) 
             "preprocessing": model.describe()["preprocessing"],
         }
     )
-    shape = attribution.create(spec.method, model, **spec.method_args).shape
+    shape = attribution.create(spec.method, model, seed=spec.seed, **spec.method_args).shape
     item = 2 if spec.heatmap_dtype == "float16" else 4
     return Steps(
         output=spec.output,
@@ -246,8 +266,8 @@ def _stream(steps: Steps, plan: list[Shard], runner: Runner, shown: Display, met
     if left:
         gaps = "; ".join(f"{item.shard.name} rows {', '.join(f'{g.first}..' for g in item.gaps)}" for item in left[:5])
         raise IntegrityError(
-            f"{len(left)} shards are not complete ({gaps}); nothing is lost: run the same command again. If it stays so, "
-            "an image there ends its worker: look at it with --runner local"
+            f"{len(left)} shards are not complete ({gaps}); nothing is lost: run the same command again. "
+            "If it stays so, an image there ends its worker: look at it with --runner local"
         )
     return coverage
 
@@ -266,7 +286,9 @@ def _tally(plan: list[Shard], coverage: list[Coverage], steps: Steps) -> Tally:
     ]
     if None not in known:
         return Tally(total=sum(rows or 0 for rows in known), earlier=earlier)
-    per_image = sources.bytes_per_image(next(s for s, rows in zip(plan, known, strict=True) if rows is None), steps.storage)
+    per_image = sources.bytes_per_image(
+        next(s for s, rows in zip(plan, known, strict=True) if rows is None), steps.storage
+    )
     if per_image is None:
         return Tally(earlier=earlier)
     guess = [
@@ -281,16 +303,12 @@ def _capped(rows: int | None, limit: int | None) -> int | None:
 
 
 def _count(receipt: dict[str, Any], tally: Tally, metrics: JobMetrics) -> None:
-    import json
-
     codes = json.loads(receipt["codes"])
     tally.add(receipt["images"], codes)
     metrics.add(tally, receipt["images"], codes)
 
 
-def _sealed(
-    steps: Steps, plan: list[Shard], coverage: list[Coverage], runner: Runner, shown: Display
-) -> parts.Counts:
+def _sealed(steps: Steps, plan: list[Shard], coverage: list[Coverage], runner: Runner, shown: Display) -> parts.Counts:
     """Writes the final files and checks that they hold every image once."""
     images = sum(covered.rows(shard.first) for shard, covered in zip(plan, coverage, strict=True))
     if images == 0:
@@ -342,5 +360,3 @@ def versions() -> dict[str, str]:
     """Versions of what decides a result."""
     installed = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **installed, "cuda": torch.version.cuda or "none"}
-
-

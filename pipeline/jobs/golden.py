@@ -40,7 +40,9 @@ def check(address: str, least: float, model: LoadedModel, storage: dict[str, Any
         pixels = np.stack([decoder.decode(_bytes(entry, storage)).pixels for entry in entries])
         labels = np.array([_label(entry, model) for entry in entries])
         with torch.inference_mode():
-            found = model.module(model.preprocessing.normalise(torch.from_numpy(pixels), torch.float32)).argmax(1).numpy()
+            found = (
+                model.module(model.preprocessing.normalise(torch.from_numpy(pixels), torch.float32)).argmax(1).numpy()
+            )
         wrong += [
             f"{entry.sample_id} is {model.labels[label]!r}, predicted {model.labels[guess]!r}"
             for entry, label, guess in zip(entries, labels, found, strict=True)
@@ -51,8 +53,8 @@ def check(address: str, least: float, model: LoadedModel, storage: dict[str, Any
         raise GoldenError(f"golden set {address} has no images")
     if correct / count < least:
         raise GoldenError(
-            f"golden set: top-1 {correct / count:.3f} on {count} images, required {least:.3f}. The weights load, but the "
-            "model does not predict as it should: check --mean, --std, --interpolation, --size and the constructor's "
+            f"golden set: top-1 {correct / count:.3f} on {count} images, required {least:.3f}. The weights load, but "
+            "the model does not predict as it should: check --mean, --std, --interpolation, --size and the constructor's "
             f"arguments (padding mode). Wrong for example: {'; '.join(wrong[:3])}"
         )
     return correct / count

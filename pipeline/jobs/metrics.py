@@ -20,16 +20,20 @@ class JobMetrics:
 
     def __init__(self, method: str) -> None:
         self.registry = CollectorRegistry()
-        label = {"labelnames": ["method"], "registry": self.registry}
         self._method = method
-        self._images = Counter("raylens_images", "Images committed by this run, explained or rejected", **label)
-        self._rejects = Counter(
-            "raylens_rejects", "Images rejected by this run", labelnames=["method", "code"], registry=self.registry
+        self._images = Counter(
+            "raylens_images", "Images committed by this run, explained or rejected", ["method"], registry=self.registry
         )
-        self._total = Gauge("raylens_job_images", "Images of the job, as far as known", **label)
-        self._done = Gauge("raylens_job_images_done", "Images committed by all runs of the job", **label)
-        self._rate = Gauge("raylens_job_images_per_second", "Mean rate of this run", **label)
-        self._success = Gauge("raylens_job_last_success_timestamp_seconds", "When the job was last complete", **label)
+        self._rejects = Counter(
+            "raylens_rejects", "Images rejected by this run", ["method", "code"], registry=self.registry
+        )
+        self._total = self._gauge("raylens_job_images", "Images of the job, as far as known")
+        self._done = self._gauge("raylens_job_images_done", "Images committed by all runs of the job")
+        self._rate = self._gauge("raylens_job_images_per_second", "Mean rate of this run")
+        self._success = self._gauge("raylens_job_last_success_timestamp_seconds", "When the job was last complete")
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, ["method"], registry=self.registry)
 
     def add(self, tally: Tally, images: int, codes: dict[str, int]) -> None:
         """Counts one receipt."""

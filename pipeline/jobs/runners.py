@@ -49,9 +49,10 @@ class LocalRunner:
     def stream(self, steps: Steps, work: Sequence[Work]) -> Iterator[dict[str, Any]]:
         """See `Runner`."""
         graph = steps.explainer()
-        for item in work:
-            for table in steps.decoded(item):
-                yield from steps.commit(graph(table)).to_pylist()
+        with _one_thread():
+            for item in work:
+                for table in steps.decoded(item):
+                    yield from steps.commit(graph(table)).to_pylist()
 
     def seal(self, steps: Steps, groups: Iterable[Group]) -> Iterator[Counts]:
         """See `Runner`."""
@@ -60,6 +61,17 @@ class LocalRunner:
     def status(self) -> str:
         """See `Runner`."""
         return f"local, {self.device}"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread, as in an actor: the number of threads changes the last bits of a convolution."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class RayRunner:
@@ -73,7 +85,7 @@ class RayRunner:
         import ray
 
         self._spec = spec
-        gpus = ray.cluster_resources().get("GPU", 0)
+        gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
         if spec.device == "cuda" and not gpus:
             raise SpecError("device cuda: the Ray cluster has no GPU; use --device cpu or auto")
         self.device: Device = "cuda" if gpus and spec.device != "cpu" else "cpu"
@@ -122,6 +134,7 @@ def connected(spec: JobSpec) -> Iterator[Runner]:
     if ray.is_initialized():
         yield RayRunner(spec)
         return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray-project/ray#57733: an error line for every actor pool
     ray.init(**_ray_options(spec))
     try:
         yield RayRunner(spec)

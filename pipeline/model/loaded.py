@@ -50,8 +50,8 @@ class LoadedModel:
     arguments: Mapping[str, Any]
 
     def describe(self) -> dict[str, Any]:
-        """What decides the prediction, as plain values; part of the graph digest."""
-        return {
+        """What decides the prediction, as plain JSON values; part of the graph digest."""
+        values = {
             "source": self.source,
             "arguments": dict(self.arguments),
             "weights_sha256": self.weights_sha256,
@@ -60,6 +60,8 @@ class LoadedModel:
             "classes": self.classes,
             "labels_sha256": hashlib.sha256("\n".join(self.labels).encode()).hexdigest()[:16],
         }
+        plain: dict[str, Any] = json.loads(json.dumps(values))
+        return plain
 
     def class_index(self, name: str) -> int:
         """The index of a class given by index or name.
@@ -80,7 +82,9 @@ class LoadedModel:
             return found[0]
         close = [label for label in self.labels if name.lower() in label.lower()][:5]
         problem = "no class is" if not found else f"{len(found)} classes ({found}) are"
-        raise ModelError(f"{problem} named {name!r}; give an index 0..{self.classes - 1}, or one of {close or self.labels[:5]}")
+        raise ModelError(
+            f"{problem} named {name!r}; give an index 0..{self.classes - 1}, or one of {close or self.labels[:5]}"
+        )
 
     @cached_property
     def _by_name(self) -> dict[str, list[int]]:
@@ -142,14 +146,17 @@ def load(
     layer = find_layer(module, preprocessing.size, preprocessing.channels, name=spec.layer)
     seen, logits = observe(module, torch.zeros(2, preprocessing.channels, *preprocessing.size))
     if logits.ndim != 2:
-        raise ModelError(f"{spec.source} returns {tuple(logits.shape)}, expected (N, K) logits; wrap it in a module: factory")
+        raise ModelError(
+            f"{spec.source} returns {tuple(logits.shape)}, expected (N, K) logits; wrap it in a module: factory"
+        )
     digest = digest or _tensor_digest(module)
     module.to(device=device, dtype=DTYPES[precision])
     if device == "cuda":
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(memory_format=torch.channels_last)
     classes = logits.shape[1]
     labels = _labels(spec, source.labels, classes, storage)
-    return LoadedModel(module, preprocessing, labels, layer, find_head(seen, logits), classes, digest, spec.source, spec.arguments)
+    head = find_head(seen, logits)
+    return LoadedModel(module, preprocessing, labels, layer, head, classes, digest, spec.source, spec.arguments)
 
 
 def _tensor_digest(module: nn.Module) -> str:
@@ -180,5 +187,6 @@ def _read_labels(address: str, storage: Mapping[str, Any]) -> list[str]:
         raise ModelError(f"labels file {address} does not exist; check --labels") from error
     if Path(address).suffix == ".json":
         content = json.loads(text)
-        return [str(content[str(i)]) for i in range(len(content))] if isinstance(content, dict) else [*map(str, content)]
+        names = [content[str(i)] for i in range(len(content))] if isinstance(content, dict) else content
+        return [str(name) for name in names]
     return [line.strip() for line in text.strip().splitlines()]

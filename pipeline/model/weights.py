@@ -51,7 +51,7 @@ def fetch(address: str, storage: Mapping[str, Any], *, sha256: str | None = None
         raise ModelError(f"weights file {address} does not exist; check --weights")
     found = digest_of(path)
     if sha256 is not None and found != sha256:
-        raise ModelError(f"weights {address} have SHA-256 {found}, expected {sha256}: the file changed; check --weights")
+        raise ModelError(f"weights {address} have SHA-256 {found}, expected {sha256}: another file; check --weights")
     return path, found
 
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import TypeAdapter
 
 from pipeline.model import Preprocessing
 from pipeline.report.overlay import overlay
@@ -89,7 +90,9 @@ def sampled(ledger: Ledger, run: dict[str, Any], count: int) -> list[Tile]:
     rows = _spread(ledger, count)
     wanted = {(row["shard"], row["row"]): row for row in rows}
     tiles = [(row, _tile(row, image)) for row, image in _images(ledger, run, wanted)]
-    tiles.sort(key=lambda pair: (pair[0]["label"] if pair[0]["label"] is not None else pair[0]["prediction"], pair[0]["row"]))
+    tiles.sort(
+        key=lambda pair: (pair[0]["label"] if pair[0]["label"] is not None else pair[0]["prediction"], pair[0]["row"])
+    )
     return [tile for _, tile in tiles]
 
 
@@ -97,7 +100,10 @@ def _spread(ledger: Ledger, count: int) -> list[dict[str, Any]]:
     names = list_names(ledger.filesystem, ledger.path("explanations"))
     chosen = [names[i] for i in sorted({*np.linspace(0, len(names) - 1, min(FILES, len(names))).astype(int).tolist()})]
     tables = [_candidates(ledger, name) for name in chosen]
-    each = [np.linspace(0, table.num_rows - 1, min(-(-count // len(tables)), table.num_rows)).astype(int) for table in tables]
+    each = [
+        np.linspace(0, table.num_rows - 1, min(-(-count // len(tables)), table.num_rows)).astype(int)
+        for table in tables
+    ]
     rows = [table.take(pa.array(np.unique(index))) for table, index in zip(tables, each, strict=True)]
     return [row for table in rows for row in _rows(table)][:count]
 
@@ -122,8 +128,8 @@ def _images(
     preprocessing = preprocessing_of(run)
     decoder = Decoder(preprocessing, max_pixels=run["spec"]["max_pixels"])
     last: dict[str, int] = defaultdict(int)
-    for shard, row in wanted:
-        last[shard] = max(last[shard], row)
+    for name, row in wanted:
+        last[name] = max(last[name], row)
     for shard in ledger.plan() or []:
         if shard.name not in last:
             continue
@@ -136,8 +142,7 @@ def _images(
 
 def preprocessing_of(run: dict[str, Any]) -> Preprocessing:
     """The preprocessing that `run.json` states."""
-    values = run["model"]["preprocessing"]
-    return Preprocessing(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return TypeAdapter(Preprocessing).validate_python(run["model"]["preprocessing"])
 
 
 def _tile(row: dict[str, Any], image: Image.Image) -> Tile:

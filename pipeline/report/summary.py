@@ -55,7 +55,9 @@ def print_run(record: RunRecord, output: str) -> None:
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     rate = record.images / max(record.seconds, 1e-9)
-    accuracy = f"{record.correct / record.labelled:.3f} of {record.labelled} labelled" if record.labelled else "no labels"
+    accuracy = (
+        f"{record.correct / record.labelled:.3f} of {record.labelled} labelled" if record.labelled else "no labels"
+    )
     rejects = ", ".join(f"{count} {code}" for code, count in record.rejects_by_code.items())
     return [
         ("images", f"{record.images} = {record.explained} explained + {record.rejected} rejected"),
@@ -94,7 +96,8 @@ def inspect_run(output: str, storage: dict[str, Any], *, sheet: str | None, imag
     if record.explained == 0:
         raise OutputError(f"{output} explains no image, so there is nothing to draw; see {output}/rejects")
     _print_confidence(_confidence(ledger))
-    title = f"{record.spec['method']} · {record.model['source']} · {record.model['layer']['name']} · {record.explained} images"
+    model = record.model
+    title = f"{record.spec['method']} · {model['source']} · {model['layer']['name']} · {record.explained} images"
     target = Path(sheet) if sheet else Path(output if "://" not in output else ".") / "contact-sheet.png"
     draw(sampled(ledger, saved, images), title).save(target)
     Console().print(f"contact sheet: [bold]{target}[/]", soft_wrap=True)
@@ -125,7 +128,9 @@ def _print_confidence(confidence: Confidence) -> None:
     for index, count in enumerate(confidence.histogram):
         labelled = int(confidence.labelled[index])
         accuracy = f"{confidence.right[index] / labelled:.2f}" if labelled else "-"
-        table.add_row(f"{index / BINS:.1f}-{(index + 1) / BINS:.1f}", str(count), "█" * round(24 * count / most), accuracy)
+        table.add_row(
+            f"{index / BINS:.1f}-{(index + 1) / BINS:.1f}", str(count), "█" * round(24 * count / most), accuracy
+        )
     console = Console()
     console.print(table)
     common = ", ".join(f"{name} ({count})" for name, count in confidence.classes.most_common(5))
@@ -139,19 +144,25 @@ def print_model(spec: JobSpec) -> None:
         spec: holds the model's fields.
     """
     model = load(spec.model_spec(), storage=spec.storage)
-    shape = model.preprocessing
+    shape, layer = model.preprocessing, model.layer
     table = Table(title=spec.model, title_justify="left", show_header=False)
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     rows = [
         ("network", f"{type(model.module).__name__}, {parameters / 1e6:.1f} M parameters, {model.classes} classes"),
         ("weights", f"{spec.weights or 'pretrained'}, SHA-256 {model.weights_sha256}"),
         ("input", f"{shape.channels} x {shape.size[0]} x {shape.size[1]}"),
-        ("resize", f"{shape.resize_mode} to {shape.resize[0]} x {shape.resize[1]}, {shape.interpolation}, then centre crop"),
+        (
+            "resize",
+            f"{shape.resize_mode} to {shape.resize[0]} x {shape.resize[1]}, {shape.interpolation}, then centre crop",
+        ),
         ("mean, std", f"{shape.mean}, {shape.std}"),
         ("from", shape.origin),
         ("labels", f"{', '.join(model.labels[:4])}, ..."),
-        ("target layer", f"{model.layer.name}: {model.layer.channels} maps of {_grid(model.layer.layout.grid)}, {model.layer.layout.kind}"),
-        ("why", model.layer.why),
+        (
+            "target layer",
+            f"{layer.name}: {layer.channels} maps of {_grid(layer.layout.grid)}, {layer.layout.kind}",
+        ),
+        ("why", layer.why),
         ("embedding", f"input of {model.head}" if model.head else "none: the network does not end in a linear layer"),
     ]
     for name, value in rows:

@@ -1,5 +1,8 @@
 """Ray Data wiring: where the steps run. Nothing here knows what they do."""
 
+import logging
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -7,8 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.util.annotations import RayDeprecationWarning
 from ray.util.metrics import Counter, Histogram
 
 from pipeline.graph import ExplanationGraph
@@ -17,8 +22,7 @@ from pipeline.stream.steps import Steps, Work
 from schemas.graph import GraphSpec
 
 TASK_CPUS = 0.25  # reading, decoding and writing wait for storage half of the time
-ACTOR_RESTARTS = -1  # with a finite number Ray Data hangs when the only actor dies (ray-project/ray#62746)
-TASK_RETRIES = 3  # an image that kills its process must end the job, not repeat for ever
+TASK_RETRIES = 2  # Ray Data's default is to repeat an image that kills its process for ever
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]
 
 
@@ -52,7 +56,7 @@ class Pool:
         Returns:
             The pool.
         """
-        resources = ray.cluster_resources()
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cpus = resources.get("CPU", 1)
         fitting = int(resources.get("GPU", 0) / gpus_per_worker) if gpus_per_worker else int(cpus)
         minimum = max(1, workers or fitting)
@@ -69,6 +73,8 @@ class Explainer:
     """
 
     def __init__(self, spec: GraphSpec, storage: dict[str, Any]) -> None:
+        if spec.device == "cpu":
+            torch.set_num_threads(1)  # the pool has an actor a core; and one thread gives the same bits everywhere
         self._graph = ExplanationGraph(spec, storage)
         self._method = self._graph.method
         tags = {"method": spec.method, "device": spec.device}
@@ -79,8 +85,6 @@ class Explainer:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """See `ExplanationGraph.__call__`."""
-        import time
-
         started = time.perf_counter()
         result = self._graph(batch)
         self._seconds.observe(time.perf_counter() - started)
@@ -88,7 +92,7 @@ class Explainer:
         return result
 
 
-class ShardDatasource(Datasource):  # type: ignore[misc]
+class ShardDatasource(Datasource):
     """Shards with gaps, one read task each; decoding runs in the same task.
 
     Args:
@@ -97,7 +101,7 @@ class ShardDatasource(Datasource):  # type: ignore[misc]
     """
 
     def __init__(self, steps: Steps, work: Sequence[Work]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._steps = steps
         self._work = work
 
@@ -129,29 +133,29 @@ def build(steps: Steps, work: Sequence[Work], pool: Pool) -> Dataset:
     Returns:
         A data set of receipts.
     """
-    task = {"num_cpus": TASK_CPUS, **_without_gpu(pool)}
-    decoded = ray.data.read_datasource(
-        ShardDatasource(steps, work), override_num_blocks=len(work), ray_remote_args=task
-    )
-    explained = decoded.map_batches(
-        Explainer,
-        fn_constructor_args=(steps.graph, steps.storage),
-        batch_format="pyarrow",
-        batch_size=None,
-        compute=ActorPoolStrategy(
-            min_size=pool.minimum, max_size=pool.maximum, initial_size=pool.minimum, max_tasks_in_flight_per_actor=2
-        ),
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus or None,
-        max_restarts=ACTOR_RESTARTS,
-        max_task_retries=TASK_RETRIES,
-    )
-    return explained.map_batches(steps.commit, batch_format="pyarrow", batch_size=None, **task)
+    task = {"num_cpus": TASK_CPUS, "runtime_env": _without_gpu(pool)}
+    decoded = ray.data.read_datasource(ShardDatasource(steps, work), override_num_blocks=len(work), **task)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # until retries have a named parameter (before Ray 2.64)
+        explained = decoded.map_batches(
+            Explainer,
+            fn_constructor_args=(steps.graph, steps.storage),
+            batch_format="pyarrow",
+            batch_size=None,
+            compute=ActorPoolStrategy(
+                min_size=pool.minimum, max_size=pool.maximum, initial_size=pool.minimum, max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+            max_task_retries=TASK_RETRIES,
+        )
+    committed: Dataset = explained.map_batches(steps.commit, batch_format="pyarrow", batch_size=None, **task)
+    return committed
 
 
-def _without_gpu(pool: Pool) -> dict[str, Any]:
+def _without_gpu(pool: Pool) -> dict[str, Any] | None:
     """Tasks beside GPU actors would see every GPU (and decoding would create contexts on them)."""
-    return {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}} if pool.gpus else {}
+    return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if pool.gpus else None
 
 
 def configure(steps: Steps) -> None:
@@ -167,18 +171,20 @@ def configure(steps: Steps) -> None:
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     context.verbose_stats_logs = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def receipts(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Runs the data set and yields its receipts as they come.
 
     Args:
-        dataset: of `build`.
+        dataset: of small rows.
 
     Yields:
         Receipts as dictionaries.
     """
     for batch in dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
+        assert isinstance(batch, pa.Table)
         yield from batch.to_pylist()
 
 
@@ -194,17 +200,16 @@ def seal_all(steps: Steps, groups: Iterable[Group]) -> Iterator[Counts]:
     """
     pending = list(groups)
     tasks = _GroupDatasource(steps.seal, pending)
-    dataset = ray.data.read_datasource(tasks, override_num_blocks=len(pending), ray_remote_args={"num_cpus": TASK_CPUS})
-    for batch in dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
-        for row in batch.to_pylist():
-            yield Counts.from_json(row["counts"])
+    dataset = ray.data.read_datasource(tasks, override_num_blocks=len(pending), num_cpus=TASK_CPUS)
+    for row in receipts(dataset):
+        yield Counts.from_json(row["counts"])
 
 
-class _GroupDatasource(Datasource):  # type: ignore[misc]
+class _GroupDatasource(Datasource):
     """Groups, one read task each."""
 
     def __init__(self, seal: Callable[[Group], Counts], groups: Sequence[Group]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._seal = seal
         self._groups = groups
 

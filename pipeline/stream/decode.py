@@ -15,7 +15,12 @@ from pipeline.model.preprocessing import Preprocessing
 from pipeline.stream.shards import Sample
 from schemas.decoded import decoded_schema
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "ICO")
+Image.init()  # Pillow knows its less common formats only after this
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "ICO")
+    if name in Image.OPEN
+)
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"\0\0\0\x0cjP  ")
 HARMLESS = "extraneous bytes before marker"
 SCALING_MARGIN = 2  # libjpeg reduces to no less than this multiple of the resize target
@@ -107,7 +112,7 @@ class Decoder:
 
     def _open(self, data: bytes) -> tuple[Image.Image, tuple[int, int]]:
         """An upright image in the model's mode, perhaps at a reduced scale, and its full size."""
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > self.max_pixels:
             raise RowError("too_large", f"{image.width} x {image.height} px is over max_pixels {self.max_pixels}")
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if image.format in ("JPEG", "MPO") else None
@@ -121,7 +126,7 @@ class Decoder:
         return _in_mode(upright, self.preprocessing.mode), size
 
     def _jpeg(self, data: bytes, size: tuple[int, int], *, turned: bool) -> Image.Image:
-        """Decodes a grey or colour JPEG with libjpeg-turbo; corrupt data are an error even where a picture comes out."""
+        """Decodes a grey or colour JPEG with libjpeg-turbo; corrupt data are an error even if a picture comes out."""
         least = (0, 0)
         if self.scaled:
             width, height = (SCALING_MARGIN * side for side in self.preprocessing.resized(size))
@@ -176,9 +181,13 @@ def _reason(data: bytes, error: Exception) -> RowError:
         return RowError("too_large", text)
     if isinstance(error, UnidentifiedImageError):
         known = data.startswith(MAGIC)
-        return RowError("truncated" if known else "not_an_image", "the header is cut off" if known else "no known image format")
+        return RowError(
+            "truncated" if known else "not_an_image", "the header is cut off" if known else "no known image format"
+        )
     lowered = text.lower()
-    early = isinstance(error, EOFError) or any(word in lowered for word in ("truncated", "premature", "eof", "end of file"))
+    early = isinstance(error, EOFError) or any(
+        word in lowered for word in ("truncated", "premature", "eof", "end of file")
+    )
     return RowError("truncated" if early else "corrupt", text)
 
 

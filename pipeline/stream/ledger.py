@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,11 +190,11 @@ def _runs(table: pa.Table) -> list[pa.Table]:
     """Splits a table into runs of one shard and consecutive rows; a row may stand several times (top:k)."""
     if table.num_rows == 0:
         return []
-    table = table.sort_by([("shard", "ascending"), ("row", "ascending")] + _rank(table))
+    table = table.sort_by([("shard", "ascending"), ("row", "ascending"), *_rank(table)])
     names, rows = table.column("shard").to_numpy(), table.column("row").to_numpy()
     breaks = np.flatnonzero((names[1:] != names[:-1]) | (np.diff(rows) > 1)) + 1
     bounds = [0, *breaks.tolist(), table.num_rows]
-    return [table.slice(start, stop - start) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [table.slice(start, stop - start) for start, stop in pairwise(bounds)]
 
 
 def _rank(table: pa.Table) -> list[tuple[str, str]]:

@@ -161,8 +161,8 @@ def _fragments(group: Group, ledger: Ledger, metadata: Mapping[str, str]) -> Ite
             found = (table.schema.metadata or {}).get(b"graph_digest", b"").decode()
             if found != metadata["graph_digest"]:
                 raise IntegrityError(
-                    f"{path} was made by graph {found}, the job runs {metadata['graph_digest']}: the code or the weights "
-                    "changed between two runs of one job; start again with --overwrite"
+                    f"{path} was made by graph {found}, the job runs {metadata['graph_digest']}: the code or the "
+                    "weights changed between two runs of one job; start again with --overwrite"
                 )
             table = table.filter(pc.greater_equal(table.column("row"), position))
             if table.num_rows:
@@ -177,7 +177,9 @@ def _write_explanations(ledger: Ledger, tables: list[pa.Table], name: str, metad
     first = written.filter(pc.equal(written.column("rank"), 0))
     images = first.select(["shard", "row"]).group_by(["shard", "row"]).aggregate([]).num_rows
     if images != first.num_rows:
-        raise IntegrityError(f"{path} holds {first.num_rows} rows of {images} images; do not use the output, and report this")
+        raise IntegrityError(
+            f"{path} holds {first.num_rows} rows of {images} images; do not use the output, and report this"
+        )
     correct = pc.sum(pc.equal(first.column("label"), first.column("prediction"))).as_py() or 0
     labelled = first.num_rows - first.column("label").null_count
     return Counts(images, images, written.num_rows, labelled, correct, files=1)
@@ -203,4 +205,6 @@ def _write(ledger: Ledger, table: pa.Table, kind: str, name: str, metadata: Mapp
 
 def file_metadata(values: Mapping[str, Any]) -> dict[str, str]:
     """Parquet file metadata: strings as they are, other values as JSON."""
-    return {name: value if isinstance(value, str) else json.dumps(value, sort_keys=True) for name, value in values.items()}
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, sort_keys=True) for name, value in values.items()
+    }

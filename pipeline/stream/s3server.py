@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import IO, TypedDict
 
 from pipeline.errors import RaylensError
 
@@ -62,19 +62,18 @@ class S3Server:
     secret: str = field(repr=False)
     pid: int
 
-    def bucket(self, name: str) -> Path:
-        """Create the bucket unless it is there, and return its folder.
+    def bucket(self, name: str) -> str:
+        """Create the bucket unless it is there: the folder `root / name`.
 
         Args:
             name: bucket name without a slash.
 
         Returns:
-            the folder of the bucket below `root`.
+            the name, for an address `s3://NAME`.
         """
-        folder = self.root / name
-        folder.mkdir(exist_ok=True)
+        (self.root / name).mkdir(exist_ok=True)
         self.refresh()
-        return folder
+        return name
 
     def refresh(self) -> None:
         """Let the server see at once what was written into its folder behind its back; by itself it takes up to 1 s."""
@@ -106,21 +105,18 @@ def serve_s3(root: Path) -> Iterator[S3Server]:
 
     The server dies with the thread that opened the context (Linux PR_SET_PDEATHSIG), so a killed driver leaves no
     orphan; open it in a thread that outlives the use. It ignores Ctrl-C, so that a job can still write while it stops.
+    RaylensError when rclone is missing, or when the server does not answer in time: then with the server's log.
 
     Args:
         root: the folder to serve, created when absent; its sub-folders are the buckets.
 
     Yields:
         the running server.
-
-    Raises:
-        RaylensError: rclone is missing, or the server did not answer in time; the message has the server's log.
     """
     rclone = find_rclone()
     root.mkdir(parents=True, exist_ok=True)
     key, secret = _random(KEY_CHARS), _random(SECRET_CHARS)
-    with tempfile.TemporaryDirectory(prefix="raylens-s3-") as folder:
-        log = Path(folder, "rclone.log")
+    with tempfile.TemporaryFile() as log:  # without a name: a killed driver leaves no file either
         process = _start(rclone, root=root, auth=f"{key},{secret}", log=log)
         try:
             endpoint = _wait_until_up(process, log)
@@ -152,7 +148,7 @@ def _random(length: int) -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
-def _start(rclone: Path, *, root: Path, auth: str, log: Path) -> subprocess.Popen[bytes]:
+def _start(rclone: Path, *, root: Path, auth: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start rclone on a port that the kernel chooses: rclone binds it itself, so nobody can take it in between."""
     flags = {
         "--config": "",  # none: not the user's remotes
@@ -165,28 +161,32 @@ def _start(rclone: Path, *, root: Path, auth: str, log: Path) -> subprocess.Pope
     environment["RCLONE_AUTH_KEY"] = f'"{auth}"'  # not a flag: those show in `ps`
     launcher = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
     serve = [str(rclone), "serve", "s3", *(part for flag in flags.items() for part in flag), str(root.absolute())]
-    with log.open("wb") as sink:
-        return subprocess.Popen(  # noqa: S603 - our own binary, no shell
-            [*launcher, *serve],
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+    return subprocess.Popen(  # noqa: S603 - our own binary, no shell
+        [*launcher, *serve],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
 
 
-def _wait_until_up(process: subprocess.Popen[bytes], log: Path) -> str:
+def _text(log: IO[bytes]) -> str:
+    """Read the log without moving the position, which the server shares."""
+    return os.pread(log.fileno(), 1_000_000, 0).decode(errors="replace")
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], log: IO[bytes]) -> str:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
-        address = _ADDRESS.search(log.read_text(errors="replace"))
+        address = _ADDRESS.search(_text(log))
         if address and _answers(int(address[1])):
             return f"http://127.0.0.1:{address[1]}"
         time.sleep(0.02)
     state = f"ended with {process.returncode}" if process.poll() is not None else "still runs"
     raise RaylensError(
         f"expected `rclone serve s3` to answer within {START_TIMEOUT_S:g} s, but it {state}; its log:\n"
-        + (log.read_text(errors="replace")[-2000:] or "(empty)")
+        + (_text(log)[-2000:] or "(empty)")
     )
 
 

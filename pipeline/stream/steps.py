@@ -120,7 +120,9 @@ class Steps:
             A receipt a row.
         """
         receipts = self.ledger.commit(table, self.metadata)
-        return pa.table({name: [getattr(r, name) for r in receipts] for name in ("shard", "images", "rejected", "codes")})
+        return pa.table(
+            {name: [getattr(r, name) for r in receipts] for name in ("shard", "images", "rejected", "codes")}
+        )
 
     def seal(self, group: Group) -> Counts:
         """Turns a group's fragments into final files."""

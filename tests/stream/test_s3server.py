@@ -46,9 +46,9 @@ def test_serves_a_folder_and_stops(tmp_path: Path) -> None:
     with serve_s3(tmp_path / "new" / "root") as server:
         fs = filesystem(server)
         fs.ls("")  # warms the server's directory cache: the bucket below must be visible all the same
-        folder = server.bucket("photos")
+        assert server.bucket("photos") == "photos"
         fs.pipe_file("photos/deep/a.bin", b"0123456789")
-        assert (folder / "deep" / "a.bin").read_bytes() == b"0123456789"
+        assert (server.root / "photos" / "deep" / "a.bin").read_bytes() == b"0123456789"
         assert fs.cat_file("photos/deep/a.bin", start=2, end=5) == b"234"
         assert fs.ls("photos/deep") == ["photos/deep/a.bin"]
         assert runs(server.pid)
@@ -69,10 +69,10 @@ def test_ranged_reads_need_the_checksum_settings(tmp_path: Path) -> None:
 
 def test_refresh_shows_files_written_behind_the_server(tmp_path: Path) -> None:
     with serve_s3(tmp_path) as server:
-        folder = server.bucket("b")
+        server.bucket("b")
         fs = filesystem(server)
         assert fs.ls("b") == []
-        (folder / "late").write_bytes(b"x")
+        (server.root / "b" / "late").write_bytes(b"x")
         server.refresh()
         assert fs.ls("b") == ["b/late"]
 

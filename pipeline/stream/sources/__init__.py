@@ -132,16 +132,20 @@ def _in_folder(
     if forced == "folder":
         yield Found(base, base, "folder", 0)
         return
-    files = {name: info for name, info in filesystem.find(path, maxdepth=2, detail=True).items() if info["type"] == "file"}
+    files = {
+        name: info for name, info in filesystem.find(path, maxdepth=2, detail=True).items() if info["type"] == "file"
+    }
     shards = [name for name in sorted(files) if name.endswith((*TARS, ".parquet"))]
     if not shards:
         if not files:
             raise InputError(f"input {address} is an empty folder")
         yield Found(base, base, "folder", 0)
         return
-    kinds = {}
+    kinds: dict[str, Format] = {}
     for name in shards:
-        kind = forced if forced != "auto" else kinds.setdefault(name.rpartition(".")[2], _format(filesystem, name, image))
+        kind = (
+            forced if forced != "auto" else kinds.setdefault(name.rpartition(".")[2], _format(filesystem, name, image))
+        )
         yield Found(with_protocol(filesystem, name), base, kind, files[name].get("size") or 0)
 
 

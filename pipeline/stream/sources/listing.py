@@ -77,7 +77,9 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
         entries = [Entry(**values) for values in table.slice(start, FETCHED_AT_ONCE).to_pylist()]
         for entry, data in zip(entries, _fetch([entry.uri for entry in entries], storage), strict=True):
             error = data if isinstance(data, RowError) else None
-            yield Sample(row, entry.sample_id, entry.uri, b"" if isinstance(data, RowError) else data, entry.label, error)
+            yield Sample(
+                row, entry.sample_id, entry.uri, b"" if isinstance(data, RowError) else data, entry.label, error
+            )
             row += 1
 
 

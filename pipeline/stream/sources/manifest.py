@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as csv
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from pipeline.errors import InputError
 from pipeline.stream.sources.listing import Entry

@@ -40,7 +40,9 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
     except FileNotFoundError:
         yield _shard_error(shard, row, "missing_object", "the tar does not exist any more")
     except (tarfile.TarError, EOFError) as error:
-        yield _shard_error(shard, row, "truncated_shard" if row else "unreadable_shard", f"after {row} samples: {error}")
+        yield _shard_error(
+            shard, row, "truncated_shard" if row else "unreadable_shard", f"after {row} samples: {error}"
+        )
 
 
 def _shard_error(shard: Shard, row: int, code: str, message: str) -> Sample:
@@ -66,7 +68,7 @@ def _samples(filesystem: AbstractFileSystem, path: str, shard: Shard) -> Iterato
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Files in the tar; raises unless the tar ends with its end mark."""
     while (member := tar.next()) is not None:
-        tar.members.clear()  # tarfile keeps every header it has seen
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
         if member.isfile():
             yield member
     assert tar.fileobj is not None
@@ -104,7 +106,9 @@ def _sample(shard: Shard, row: int, key: str, fields: dict[str, bytes | RowError
     image = fields[name] if name is not None else None
     if image is None:
         found = ", ".join(sorted(fields))
-        image = RowError("no_image", f"members {found}: none is one of {', '.join(IMAGE_FIELDS[:6])}, ...", stage="read")
+        image = RowError(
+            "no_image", f"members {found}: none is one of {', '.join(IMAGE_FIELDS[:6])}, ...", stage="read"
+        )
     if isinstance(image, RowError):
         return Sample(row, sample_id, uri, b"", None, image)
     return Sample(row, sample_id, uri, image, _label(fields, shard.options.get("label_field")))

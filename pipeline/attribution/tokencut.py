@@ -1,0 +1,104 @@
+"""TokenCut: the object is one side of a normalised cut through the graph of token similarities."""
+
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.attribution.attention import TokenMethod
+from pipeline.attribution.attention_capture import AttentionCapture
+from pipeline.attribution.base import Attribution, Choose, Needs, Traits
+from pipeline.errors import MethodError
+from pipeline.model import LoadedModel
+
+
+class TokenCut(TokenMethod):
+    """TokenCut: the second smallest generalised eigenvector of (D - W, D) over the keys of the last attention.
+
+    W_ij = 1 where the keys' cosine exceeds τ, else 1e-5. The seed is the token with the greatest |v|, the object its
+    side of the mean of v, and of that the connected component that holds the seed. The map is v minus its mean, signed
+    so that the seed is positive: positive cells are the object, negative ones the background, and cells on the seed's
+    side but apart from it are 0. The same for every class.
+
+    Departures: batched, in float64; the box is `boxes` of the map.
+
+    Args:
+        model: the model to explain.
+        seed: of the job; not used.
+        tau: τ, least cosine of similar tokens.
+    """
+
+    traits = Traits(Needs.ATTENTION, "1", False, "grid", "", "Wang et al. 2022, eq. 3 and section 3.2")
+
+    def __init__(self, model: LoadedModel, *, seed: int = 0, tau: float = 0.2) -> None:
+        super().__init__(model, seed=seed)
+        if not -1 <= tau < 1:
+            raise MethodError(f"tau must be in [-1, 1), found {tau}")
+        self.tau = tau
+
+    def __call__(self, x: Tensor, choose: Choose, seeds: Tensor | None = None) -> Attribution:
+        """See `Method.__call__`."""
+        with torch.no_grad(), AttentionCapture(keep=lambda a: a[:0]) as capture:
+            logits = self.model.module(x).float()
+        targets = choose(logits)
+        assert capture.keys is not None
+        keys = capture.keys.transpose(1, 2).flatten(2)[:, self.tokens.layout.prefix :]  # (N, hw, heads d)
+        vectors = cut(keys, self.tau)
+        maps = connected(vectors.view(len(x), *self.shape)).to(x.device)
+        return Attribution(logits, targets, maps[:, None].float().expand(-1, targets.shape[1], -1, -1))
+
+
+def cut(keys: Tensor, tau: float) -> Tensor:
+    """Second smallest generalised eigenvector of (D - W, D), minus its mean, positive at its greatest magnitude.
+
+    Args:
+        keys: (N, P, C), one a token of the grid.
+        tau: least cosine of similar tokens.
+
+    Returns:
+        (N, P) float64.
+    """
+    unit = F.normalize(keys.double(), dim=-1)
+    W = torch.where(unit @ unit.transpose(1, 2) > tau, 1.0, 1e-5).to(torch.float64)
+    root = W.sum(dim=-1).rsqrt()  # D^(-1/2)
+    symmetric = torch.eye(W.shape[-1], device=W.device) - root[:, :, None] * W * root[:, None, :]
+    v = root * torch.linalg.eigh(symmetric).eigenvectors[:, :, 1]
+    centred = v - v.mean(dim=1, keepdim=True)
+    seed = v.abs().argmax(dim=1, keepdim=True)
+    return torch.where(centred.gather(1, seed) < 0, -centred, centred)
+
+
+def connected(vectors: Tensor) -> Tensor:
+    """Sets to 0 the positive cells that do not touch the seed's component by an edge.
+
+    Args:
+        vectors: (N, h, w); the seed is the cell of greatest magnitude among the positive ones.
+
+    Returns:
+        (N, h, w) on the CPU.
+    """
+    out = vectors.cpu().clone()
+    for cells in out:
+        labels = torch.from_numpy(ndimage.label((cells > 0).numpy())[0])
+        seed = labels.flatten()[cells.argmax()]
+        cells[(labels > 0) & (labels != seed)] = 0
+    return out
+
+
+def boxes(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """The box around the positive cells of each map.
+
+    Args:
+        maps: (N, h, w).
+        size: height and width of the image, px.
+
+    Returns:
+        (N, 4) float32: left, top, right, bottom in px, the right and bottom edges outside; zeros without an object.
+    """
+    found = []
+    for cells in maps > 0:
+        rows, columns = cells.any(dim=1).nonzero()[:, 0], cells.any(dim=0).nonzero()[:, 0]
+        edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else (0, 0, 0, 0)
+        found.append([float(edge) for edge in edges])
+    cell = torch.tensor([size[1] / maps.shape[2], size[0] / maps.shape[1]]).repeat(2)
+    return torch.tensor(found) * cell

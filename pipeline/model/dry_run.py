@@ -1,0 +1,230 @@
+"""What a network does with one small batch: the output of every layer, its layout, and how the score depends on it."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pipeline.errors import ModelError
+from pipeline.model.layout import Grid, Layout, layout_of
+
+Edge = tuple[Any, int]
+"""A node of the autograd graph and which of its outputs."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The last call of one module in the dry run.
+
+    Attributes:
+        name: dotted path in the network.
+        shape: of its output; of the first tensor where that is a tuple or list.
+        module: the module.
+        plain: whether its output is a tensor and not a tuple or list of tensors.
+        layout: of the output; None where it has no spatial extent.
+        tensor: identity of the output tensor; modules that hand a tensor on unchanged share it.
+        reads: identities of the tensors it was called with.
+        operation: the autograd node that computed the output, such as `MaxPool2DWithIndicesBackward0`.
+        alive: share of the cells at which the predicted logit has a gradient in any channel and image, 0..1.
+        bottleneck: whether every path from the input to the logits passes through the output.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    module: nn.Module
+    plain: bool = True
+    layout: Layout | None = None
+    tensor: tuple[int, int] = (0, 0)
+    reads: frozenset[int] = frozenset()
+    operation: str = ""
+    alive: float = 0.0
+    bottleneck: bool = False
+
+
+class Call:
+    """One module call while it is observed; holds its output, so that identities stay unique.
+
+    Args:
+        module: the module.
+        inputs: its arguments.
+        output: what it returned.
+        tensor: the tensor in it.
+    """
+
+    def __init__(self, module: nn.Module, inputs: tuple[Any, ...], output: object, tensor: Tensor) -> None:
+        self.module = module
+        self.plain = output is tensor
+        self.tensor = tensor
+        self.identity = (id(tensor), tensor._version)  # an in-place operation keeps the object and counts the version
+        self.reads = frozenset(id(argument) for argument in inputs if isinstance(argument, Tensor))
+        self.edge: Edge = (tensor.grad_fn, tensor.output_nr)
+        self.layout: Layout | None = None
+        self.alive = 0.0
+        if tensor.requires_grad:
+            tensor.register_hook(self._see)  # of the value it has now, also if it is changed in place later
+
+    def _see(self, gradient: Tensor) -> None:
+        if self.layout is not None:
+            cells = (self.layout.to_maps(gradient) != 0).any(dim=1).any(dim=0)
+            self.alive = cells.float().mean().item()
+
+    def observation(self, name: str, bottlenecks: set[Edge]) -> Observation:
+        """What is kept of the call."""
+        node, _ = self.edge
+        return Observation(
+            name=name,
+            shape=tuple(self.tensor.shape),
+            module=self.module,
+            plain=self.plain,
+            layout=self.layout,
+            tensor=self.identity,
+            reads=self.reads,
+            operation="" if node is None else node.name(),
+            alive=self.alive,
+            bottleneck=self.edge in bottlenecks,
+        )
+
+
+def tensor_of(output: object) -> Tensor | None:
+    """The tensor in a module's output: itself, or the first of a tuple or list."""
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
+
+
+def noise(module: nn.Module, count: int, channels: int, size: Grid) -> Tensor:
+    """Always the same (count, channels, H, W) standard normal values, on a module's device and in its dtype."""
+    x = torch.randn(count, channels, *size, generator=torch.Generator().manual_seed(0))
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), x)
+    return x.to(device=parameter.device, dtype=parameter.dtype)
+
+
+def observe(module: nn.Module, x: Tensor) -> tuple[list[Observation], Tensor]:
+    """Runs a module forward and backward once and observes the last call of every submodule.
+
+    Args:
+        module: in evaluation mode; left as it was.
+        x: (N, C, H, W) input.
+
+    Returns:
+        The observations in the order in which the calls ended, and the (N, K) logits. A network without gradients has
+        neither live cells nor bottlenecks.
+
+    Raises:
+        ModelError: the module does not return logits, or cannot take the batch.
+    """
+    leaf = x.detach().clone().requires_grad_()
+    calls: dict[str, Call] = {}
+    with torch.enable_grad(), _recording(module, calls):
+        logits = _logits(module, leaf)
+    _lay_out(list(calls.values()), leaf)
+    bottlenecks: set[Edge] = set()
+    if logits.grad_fn is not None:
+        bottlenecks = passed_by_all_paths(logits, leaf)
+        torch.autograd.grad(logits.amax(dim=1).sum(), leaf, allow_unused=True)
+    return [call.observation(name, bottlenecks) for name, call in calls.items()], logits.detach()
+
+
+def _logits(module: nn.Module, x: Tensor) -> Tensor:
+    try:
+        logits = module(x)
+    except Exception as error:
+        message = str(error).strip() or "no message"
+        raise ModelError(
+            f"the model cannot take a batch of {' x '.join(map(str, x.shape))} ({type(error).__name__}: "
+            f"{message.splitlines()[0]}); check --size, --model-arg, and that an exported program has a dynamic batch"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(
+            f"the model returns {found} for {len(x)} images, expected one (N, K) tensor of logits; "
+            "wrap it in a factory of yours and give --model module:package.mod:factory"
+        )
+    return logits
+
+
+@contextmanager
+def _recording(module: nn.Module, calls: dict[str, Call]) -> Iterator[None]:
+    owner = threading.get_ident()
+
+    def hook(name: str, submodule: nn.Module) -> RemovableHandle:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+            tensor = tensor_of(output)
+            if tensor is not None and threading.get_ident() == owner:
+                calls.pop(name, None)  # the last call is the one that methods see, and takes its place in the order
+                calls[name] = Call(module, (*args, *kwargs.values()), output, tensor)
+
+        return submodule.register_forward_hook(record, with_kwargs=True)
+
+    handles = [hook(name, submodule) for name, submodule in module.named_modules() if name]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _lay_out(calls: list[Call], x: Tensor) -> None:
+    """Reads the layout of every output that has one row an image; windows and inner patches have more."""
+    size = (x.shape[2], x.shape[3])
+    known: list[Grid] = []
+    for call in calls:
+        if call.tensor.is_floating_point() and call.tensor.ndim > 2 and len(call.tensor) == len(x):
+            call.layout = layout_of(call.tensor.shape, size, known)
+            if call.layout is not None and call.layout.kind != "tokens":
+                known.append(call.layout.grid)
+
+
+def passed_by_all_paths(logits: Tensor, x: Tensor) -> set[Edge]:
+    """The tensors that every path from the input to the logits passes, by counting paths in the autograd graph.
+
+    A residual stream is one, and so is the output of a stage; attention weights, squeezed channels, and whatever else
+    has a way around it are not.
+
+    Args:
+        logits: with a graph.
+        x: the leaf that was the input; the only one, unless parameters require gradients, which are ignored.
+
+    Returns:
+        Autograd nodes and their output numbers.
+    """
+    order = _outputs_first(logits.grad_fn)
+    arriving: Counter[Edge] = Counter({(logits.grad_fn, logits.output_nr): 1})  # paths from the logits to a tensor
+    through: Counter[Any] = Counter({logits.grad_fn: 1})
+    for node in order:
+        for edge in _inputs(node):
+            arriving[edge] += through[node]
+            through[edge[0]] += through[node]
+    onward: Counter[Any] = Counter()  # paths from a node to the input
+    for node in reversed(order):
+        onward[node] = int(getattr(node, "variable", None) is x) + sum(onward[source] for source, _ in _inputs(node))
+    every = onward[logits.grad_fn]
+    return {edge for edge, paths in arriving.items() if every and paths * onward[edge[0]] == every}
+
+
+def _inputs(node: Any) -> list[Edge]:
+    return [edge for edge in node.next_functions if edge[0] is not None]
+
+
+def _outputs_first(root: Any) -> list[Any]:
+    """The nodes of an autograd graph, each before the nodes that computed its inputs."""
+    finished: list[Any] = []
+    seen = {root}
+    stack = [(root, iter(_inputs(root)))]
+    while stack:
+        node, inputs = stack[-1]
+        for source, _ in inputs:
+            if source not in seen:
+                seen.add(source)
+                stack.append((source, iter(_inputs(source))))
+                break
+        else:
+            finished.append(node)
+            stack.pop()
+    return finished[::-1]

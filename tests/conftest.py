@@ -1,0 +1,57 @@
+"""Fixtures: one local Ray cluster a session, a real S3 server, small images and jobs, and the real data beside the project."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--benchmarks", action="store_true", help="run tests/benchmarks (make bench)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "benchmarks" in item.path.parts and not config.getoption("--benchmarks"):
+            item.add_marker(pytest.mark.skip(reason="a benchmark; run `make bench`"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("data") and not SHARED.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"the real data are not at {SHARED}"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real weights and photographs; tests that use it are marked `data`."""
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """One local Ray cluster of two CPUs for the whole session."""
+    import ray
+
+    context = ray.init(
+        address="local", num_cpus=2, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False,
+        logging_level="error",
+    )  # fmt: skip
+    yield context
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real S3 server on loopback."""
+    from pipeline.stream.s3server import serve_s3
+
+    with serve_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
