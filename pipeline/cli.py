@@ -114,6 +114,7 @@ def demo(
 def main() -> None:
     """Entry point: turns errors into one clear message and an exit code."""
     signal.signal(signal.SIGTERM, _terminated)
+    sys.path.insert(0, str(Path.cwd()))  # module:mine:factory works from its folder, as with python -m
     try:
         app()
     except RaylensError as error:

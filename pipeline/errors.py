@@ -49,6 +49,16 @@ class IntegrityError(RaylensError):
     exit_code = 8
 
 
+class WorkerError(RaylensError):
+    """Worker processes died, or a step failed in them, so often that the job cannot go on."""
+
+    exit_code = 10
+
+
+class WorkerDiedError(WorkerError):
+    """A worker process was lost more often than its step is retried: a fault of the machine, or an image that kills it."""
+
+
 class RejectLimitError(RaylensError):
     """More images were rejected than the job allows."""
 

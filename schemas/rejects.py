@@ -13,5 +13,6 @@ REJECT_CODES = {
     "too_large": "more pixels than max_pixels, or more bytes than an image may have",
     "missing_label": "target is `label` and the image has none",
     "label_out_of_range": "a label that is no class of the model",
+    "crashed": "an image that ends the worker process whenever it is tried, alone too",
     "non_finite": "the network or the method gave a value that is not a finite number",
 }

@@ -9,6 +9,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
+os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # workers import networks of the tests
+
 import pytest
 import torch
 

@@ -2,6 +2,8 @@
 
 import inspect
 
+from pipeline.attribution.attention import Chefer, Rollout
+from pipeline.attribution.attnlrp import AttnLRP
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits
 from pipeline.attribution.cam import (
     CAM,
@@ -28,6 +30,13 @@ from pipeline.attribution.meta import MetaSaliency
 from pipeline.attribution.multilayer import MultiLayer
 from pipeline.attribution.noisy import SmoothGrad, VarGrad
 from pipeline.attribution.normgrad import NormGrad
+from pipeline.attribution.perturbation import RISE, Occlusion
+from pipeline.attribution.relevance import LRP
+from pipeline.attribution.sobol import Sobol
+from pipeline.attribution.srmap import SRMap
+from pipeline.attribution.superpixels import LIME, KernelSHAP
+from pipeline.attribution.tokencut import TokenCut
+from pipeline.attribution.vps import VPS
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
 
@@ -57,6 +66,18 @@ METHODS: dict[str, type[Method]] = {
     "guidedgradcam": GuidedGradCAM,
     "linear": LinearInterpreter,
     "meta": MetaSaliency,
+    "lrp": LRP,
+    "srmap": SRMap,
+    "attnlrp": AttnLRP,
+    "rollout": Rollout,
+    "chefer": Chefer,
+    "tokencut": TokenCut,
+    "rise": RISE,
+    "occlusion": Occlusion,
+    "lime": LIME,
+    "kernelshap": KernelSHAP,
+    "sobol": Sobol,
+    "vps": VPS,
 }
 
 __all__ = ["METHODS", "Attribution", "Choose", "Method", "Needs", "Traits", "create"]
@@ -86,4 +107,4 @@ def create(name: str, model: LoadedModel, *, seed: int = 0, **parameters: object
     if reason := method.misfit(model):
         fitting = [other for other, candidate in METHODS.items() if candidate.misfit(model) is None]
         raise MethodError(f"method {name} cannot explain {model.source}: {reason}; these can: {', '.join(fitting)}")
-    return method(model, seed=seed, **parameters)  # type: ignore[arg-type]
+    return method(model, seed=seed, **parameters)

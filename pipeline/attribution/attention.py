@@ -107,7 +107,7 @@ class Chefer(TokenMethod):
 
     def _without_rule(self) -> list[str]:
         with torch.enable_grad(), RelevanceCapture() as capture:
-            self.model.module(probe(self.model))
+            self.model.module(probe(self.model).requires_grad_())
         return sorted(capture.without_rule)
 
     def __call__(self, x: Tensor, choose: Choose, seeds: Tensor | None = None) -> Attribution:
@@ -127,7 +127,7 @@ class Chefer(TokenMethod):
     def _relevance(self, x: Tensor) -> RelevanceCapture:
         capture = RelevanceCapture()
         with torch.enable_grad(), capture:
-            capture.logits = self.model.module(x).float()
+            capture.logits = self.model.module(x.detach().clone().requires_grad_()).float()
         return capture
 
     def _row(self, gradients: tuple[Tensor, ...], R: list[Tensor]) -> Tensor:  # noqa: N803

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from pipeline.attribution.base import probe
 from pipeline.errors import MethodError
 from pipeline.model import Layout, LoadedModel
-from pipeline.model.layers import layout_of
+from pipeline.model.layout import layout_of
 
 MATMULS = {"matmul", "__matmul__", "bmm"}
 CARRIES = {"to", "type_as", "float", "dropout", "contiguous", "clone"}
@@ -267,7 +267,7 @@ def _layout(model: LoadedModel, capture: AttentionCapture) -> Layout:
     count = sizes[0][0]
     own = model.layer.layout
     fits = own.kind == "tokens" and own.prefix + own.grid[0] * own.grid[1] == count
-    layout = own if fits else layout_of((2, count, 1), model.preprocessing.size, None)
+    layout = own if fits else layout_of((2, count, 1), model.preprocessing.size)
     if layout is None:
         raise MethodError(f"its {count} tokens form no grid of the input's shape, prefix tokens aside")
     return layout

@@ -38,8 +38,13 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Applies the rule."""
-        return None, None, *ctx.rule(grads[0], *ctx.saved_tensors)
+        """Applies the rule, in float32 where the network is narrower."""
+        return None, None, *ctx.rule(wide(grads[0]), *(wide(x) for x in ctx.saved_tensors))
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or in float64 where it is."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def ruled(compute: Callable[[], Tensor], rule: Rule, *inputs: Tensor) -> Tensor:
@@ -58,7 +63,7 @@ def ruled(compute: Callable[[], Tensor], rule: Rule, *inputs: Tensor) -> Tensor:
 
 
 class RelevanceCapture(AttentionCapture):
-    """Captures attention in a pass whose backward is relevance propagation.
+    """Captures attention in a pass whose backward is relevance propagation; the input must require a gradient.
 
     Linear: z⁺ rule. Product of activations: R_u = u ⊙ ∂(R / z)/∂u, halved, which is the paper's normalisation, as both
     shares sum to R. Sum of activations: the same shares, normalised. Softmax, GELU, normalisation and scaling by a
@@ -109,18 +114,23 @@ def rule_of(name: str, args: Sequence[Any], kwargs: dict[str, Any], active: Sequ
         dim = kwargs["dim"] if "dim" in kwargs else [*args, None][1]
         return average if active[0].ndim == 3 and dim in (1, [1], (1,)) else None
     two = {"add": total, **dict.fromkeys(MATMULS, product)}
-    one = {"linear": z_plus_of(args), **dict.fromkeys(MATMULS, moved_by(args))}
+    one = {"conv2d": stop, "linear": z_plus_of(args), **dict.fromkeys(MATMULS, moved_by(args))}
     return (two if len(active) == 2 else one).get(name)
+
+
+def stop(R: Tensor, x: Tensor) -> tuple[Tensor]:  # noqa: N803
+    """Nothing below the patch embedding is asked for."""
+    return (torch.zeros_like(x),)
 
 
 def z_plus_of(args: Sequence[Any]) -> Rule:
     """The z⁺ rule of linear(x, W, ...)."""
-    return lambda r, x: (z_plus(r, x, args[1]),)
+    return lambda r, x: (z_plus(r, x, wide(args[1])),)
 
 
 def moved_by(args: Sequence[Any]) -> Rule:
     """The rule of a product with a constant, such as a rotation of position."""
-    return lambda r, x: (2 * product(r, x, args[1])[0],)
+    return lambda r, x: (2 * product(r, x, wide(args[1]))[0],)
 
 
 def stabilised(z: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class AttnLRP(Method):
         "1 and a backward pass for each target",
         True,
         "input",
-        "|ΣR - f_c| / |f_c|: the share that biases and normalisation keep",
+        "|ΣR - f_c| / |f_c|: the share that biases, softmax and normalisation keep",
         "Achtibat et al. 2024, prop. 3.1 to 3.4 and eq. 8",
     )
 

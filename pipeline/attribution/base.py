@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
-from pipeline.model.layers import tensor_of
+from pipeline.model.dry_run import noise, tensor_of
 
 Choose = Callable[[Tensor], Tensor]
 """(N, K) logits to the (N, k) classes that are to be explained."""
@@ -281,7 +281,4 @@ def probe(model: LoadedModel, count: int = 1) -> Tensor:
     Returns:
         (count, C, H, W) standard normal values, always the same.
     """
-    shape = (count, model.preprocessing.channels, *model.preprocessing.size)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    parameter = next(model.module.parameters(), noise)
-    return noise.to(device=parameter.device, dtype=parameter.dtype)
+    return noise(model.module, count, model.preprocessing.channels, model.preprocessing.size)

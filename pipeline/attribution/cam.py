@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.attribution.base import ActivationCAM, GradientCAM, Needs, Traits, forward_to_layer, probe
 from pipeline.model import LoadedModel
-from pipeline.model.layers import find_layer
+from pipeline.model.layers import NAMED, find_layer
 
 
 class CAM(GradientCAM):
@@ -43,7 +43,7 @@ class GradCAM(GradientCAM):
 
     def __init__(self, model: LoadedModel, *, seed: int = 0) -> None:
         super().__init__(model, seed=seed)
-        if model.layer.why == "named in the job":
+        if model.layer.why == NAMED:
             _warn_if_early(model)
 
     def combine(self, A: Tensor, g: Tensor) -> Tensor:  # noqa: N803

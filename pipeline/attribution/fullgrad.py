@@ -68,6 +68,8 @@ class BiasGradients(TorchFunctionMode):
 def _bias(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
     """(C,) float32: the bias that a call adds; None if it adds none."""
     if func is F.batch_norm:
+        if args[1] is None:  # statistics of the batch, as in the standardising of weights: no constant is added
+            return None
         mean, variance = (statistic.float() for statistic in args[1:3])
         weight = kwargs.get("weight", args[3] if len(args) > 3 else None)
         offset = kwargs.get("bias", args[4] if len(args) > 4 else None)

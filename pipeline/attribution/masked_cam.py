@@ -22,7 +22,7 @@ class MaskedCAM(Method):
         chunk: forward passes at a time; memory grows with it and not with the number of channels.
     """
 
-    def __init__(self, model: LoadedModel, *, seed: int = 0, chunk: int = 32) -> None:
+    def __init__(self, model: LoadedModel, *, seed: int = 0, chunk: int = 16) -> None:
         super().__init__(model, seed=seed)
         self.chunk = at_least_one("chunk", chunk)
 
@@ -66,7 +66,7 @@ class ScoreCAM(MaskedCAM):
 
     traits = Traits(Needs.ACTIVATIONS, "channels + 1", True, "layer", "", "Wang et al. 2020, algorithm 1")
 
-    def __init__(self, model: LoadedModel, *, seed: int = 0, chunk: int = 32, channels: int | None = None) -> None:
+    def __init__(self, model: LoadedModel, *, seed: int = 0, chunk: int = 16, channels: int | None = None) -> None:
         super().__init__(model, seed=seed, chunk=chunk)
         self.channels = None if channels is None else at_least_one("channels", channels)
 

@@ -12,7 +12,8 @@ from pipeline import attribution
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, probe
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
-from pipeline.model.layers import find_layer, observe
+from pipeline.model.dry_run import ENOUGH_CELLS, Observation, observe
+from pipeline.model.layers import choose as layer_named
 
 Combine = Literal["product", "sum"]
 
@@ -30,13 +31,14 @@ class MultiLayer(Method):
         model: see `Method`; its own target layer is the last of the default layers.
         seed: of the job.
         method: key of `METHODS`, with maps at the layer's resolution.
-        layers: dotted paths; None for the last layer at each of the three coarsest resolutions.
+        layers: dotted paths; None for those of `stages`.
         combine: `product` or `sum`.
         weights: one a layer, positive; None for equal ones.
         parameters: of the method.
 
     Raises:
-        MethodError: a parameter is wrong, or no layers were named for a network with one resolution.
+        MethodError: a parameter is wrong, or no second layer is found and none is named.
+        ModelError: a named layer does not exist.
     """
 
     traits = Traits(Needs.GRADIENTS, "layers", True, "layer", "", "Rebuffi et al. 2020, section 3.2")
@@ -53,12 +55,15 @@ class MultiLayer(Method):
         parameters: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(model, seed=seed)
-        names = stages(model) if layers is None else list(layers)
+        seen, _ = observe(model.module, probe(model, 2))
+        names = stages(model, seen) if layers is None else list(layers)
         shares = [1.0] * len(names) if weights is None else [float(w) for w in weights]
         _check(names, shares, method, combine)
         self.combine = combine
         self._shares = [share / sum(shares) for share in shares]
-        self._methods = [_at(model, name, method, seed, parameters or {}) for name in names]
+        why = f"one of the layers of multilayer {method}"
+        found = [replace(model, layer=replace(layer_named(seen, name=name), why=why)) for name in names]
+        self._methods = [attribution.create(method, one, seed=seed, **dict(parameters or {})) for one in found]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -86,38 +91,28 @@ def scaled(maps: Tensor, *, constant: float) -> Tensor:
     return torch.where(high > low, (maps - low) / (high - low), constant)
 
 
-def stages(model: LoadedModel, count: int = 3) -> list[str]:
-    """The last outermost layer at each of the coarsest resolutions.
+def stages(model: LoadedModel, seen: Sequence[Observation], count: int = 3) -> list[str]:
+    """Layers to combine where none are named: feature maps that every path to the score passes, ending at the target.
 
     Args:
-        model: left as it was.
-        count: resolutions wanted, at most.
+        model: whose target layer is the last one.
+        seen: observations of its dry run.
+        count: layers wanted, at most.
 
     Returns:
-        Dotted paths, the fine ones first, the model's target layer last.
-
-    Raises:
-        MethodError: the network has one resolution only.
+        The last such layer at each of the coarsest resolutions; where there is one resolution only, as in a ViT, layers
+        evenly apart. From low to high.
     """
-    seen, _ = observe(model.module, probe(model))
-    own = model.layer.layout.grid
-    grids = {own: (0, model.layer.name)}
-    for observation in (o for o in seen if len(o.shape) == 4 and "pool" not in type(o.module).__name__.lower()):
-        grid = _grid(observation.shape, model.layer.layout.kind)
-        depth = observation.name.count(".")  # a whole stage rather than a layer inside the next one's first block
-        if grid[0] > own[0] and depth <= grids.get(grid, (depth, ""))[0]:
-            grids[grid] = (depth, observation.name)
-    names = [grids[grid][1] for grid in sorted(grids)][:count]
-    if len(names) < 2:
-        raise MethodError(
-            f"multilayer finds one resolution only in {model.source}; name the layers, for example "
-            f"layers=[{model.layer.name!r}, ...]"
-        )
-    return names[::-1]
-
-
-def _grid(shape: tuple[int, ...], kind: str) -> tuple[int, int]:
-    return (shape[1], shape[2]) if kind == "channels_last" else (shape[2], shape[3])
+    layer = model.layer
+    before = [o.name for o in seen].index(layer.name)
+    stream = [o for o in seen[:before] if o.bottleneck and o.layout is not None and o.alive > ENOUGH_CELLS]
+    last_at = {
+        o.layout.grid: o.name for o in stream if o.layout is not None and o.layout.grid[0] > layer.layout.grid[0]
+    }
+    names = [last_at[grid] for grid in sorted(last_at, reverse=True)]
+    if not names:
+        names = [stream[len(stream) * part // count].name for part in range(1, count)] if stream else []
+    return [*names[-(count - 1) :], layer.name]
 
 
 def _check(names: Sequence[str], shares: Sequence[float], method: str, combine: str) -> None:
@@ -131,10 +126,3 @@ def _check(names: Sequence[str], shares: Sequence[float], method: str, combine: 
     known = attribution.METHODS.get(method)
     if method == "multilayer" or (known is not None and known.traits.resolution != "layer"):
         raise MethodError(f"multilayer combines maps of layers; method {method!r} does not look at the target layer")
-
-
-def _at(model: LoadedModel, name: str, method: str, seed: int, parameters: Mapping[str, object]) -> Method:
-    """The method bound to one layer of the model."""
-    layer = find_layer(model.module, model.preprocessing.size, model.preprocessing.channels, name=name)
-    target = replace(layer, why=f"one of the layers of multilayer {method}")
-    return attribution.create(method, replace(model, layer=target), seed=seed, **parameters)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, EpsilonPlusFlat
 from zennit.core import Composite, Stabilizer
 
-from pipeline.attribution.attention_relevance import MOVES, Rule, ruled
+from pipeline.attribution.attention_relevance import MOVES, Rule, ruled, wide
 from pipeline.attribution.attnlrp import relative_gap
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, probe
 from pipeline.errors import MethodError
@@ -41,8 +41,8 @@ class LRP(Method):
     layer. Sums of branches and average pooling share relevance by contribution, activations pass it, max-pooling gives
     it to the maximum, and a gate gives all to what it gates. Positive pixels speak for the target.
 
-    Departures: batch norms are merged where one directly follows the only use of a convolution or linear layer, found by
-    running the network and not by its architecture; others pass relevance. Computed in float32 whatever the model's
+    Departures: batch norms are merged where one directly follows the only use of a convolution or linear layer, found
+    by running the network and not by its architecture; others pass relevance. Computed in float32 whatever the model's
     precision; the logits are the shared model's.
 
     Args:
@@ -149,11 +149,6 @@ def build(name: CompositeName, epsilon: float, preprocessing: Preprocessing) -> 
     return kinds[name](epsilon=epsilon)
 
 
-def wide(x: Tensor) -> Tensor:
-    """x in float32, or in float64 where it is."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def merged(model: LoadedModel) -> nn.Module:
     """A private copy of the network with batch norms merged into the layers before them.
 
@@ -167,13 +162,13 @@ def merged(model: LoadedModel) -> nn.Module:
     module = module if next(module.parameters()).dtype == torch.float64 else module.float()
     for part in module.modules():
         if hasattr(part, "inplace"):
-            part.inplace = False  # rules need the inputs of activations
+            setattr(part, "inplace", False)  # noqa: B010, rules need the inputs of activations
     for layer, norm in followers(module, wide(probe(model))):
         merge(layer, norm)
     return module
 
 
-def followers(module: nn.Module, x: Tensor) -> list[tuple[nn.Conv2d | nn.Linear, nn.Module]]:
+def followers(module: nn.Module, x: Tensor) -> list[tuple[nn.Conv2d | nn.Linear, nn.modules.batchnorm._BatchNorm]]:
     """Layers that run once, each with the batch norm that takes its output.
 
     Args:
@@ -204,12 +199,8 @@ def followers(module: nn.Module, x: Tensor) -> list[tuple[nn.Conv2d | nn.Linear,
     finally:
         for handle in handles:
             handle.remove()
-    return [
-        (layer, norm)
-        for layer, out in made
-        for norm, x in taken
-        if x is out and once(made, layer) and once(taken, norm)
-    ]  # type: ignore[misc]
+    pairs = [(layer, norm) for layer, out in made for norm, read in taken if read is out]
+    return [(layer, norm) for layer, norm in pairs if once(made, layer) and once(taken, norm)]
 
 
 def once(calls: Sequence[tuple[nn.Module, Tensor]], module: nn.Module) -> bool:

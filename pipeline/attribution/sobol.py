@@ -22,7 +22,7 @@ class Sobol(Perturbation):
         model: the model to explain.
         seed: of the job; decides the points, which all images share.
         grid: cells a side; d = grid².
-        designs: n, a power of two for balanced points.
+        design: n, a power of two for balanced points.
         chunk: forwards at a time.
         score: `logit` or `probability`.
         baseline: see `Perturbation`.
@@ -30,7 +30,7 @@ class Sobol(Perturbation):
 
     traits = Traits(
         Needs.SCORES,
-        "designs (grid² + 1) + 1",
+        "design (grid² + 1) + 1",
         True,
         "grid",
         "sum of the total indices; 1 for an additive score, more with interactions",
@@ -43,7 +43,7 @@ class Sobol(Perturbation):
         *,
         seed: int = 0,
         grid: int = 8,
-        designs: int = 32,
+        design: int = 32,
         chunk: int = 64,
         score: Score = "logit",
         baseline: float | None = None,
@@ -51,9 +51,9 @@ class Sobol(Perturbation):
         super().__init__(model, seed=seed, chunk=chunk, score=score, baseline=baseline)
         limit = min(*model.preprocessing.size, int((torch.quasirandom.SobolEngine.MAXDIM // 2) ** 0.5))
         require(1 <= grid <= limit, f"grid must be in 1..{limit}, found {grid}")
-        require(designs >= 2, f"designs must be 2 or more, found {designs}")
+        require(design >= 2, f"design must be 2 or more, found {design}")
         self.grid = grid
-        self.designs = designs
+        self.design = design
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,12 +63,12 @@ class Sobol(Perturbation):
     def explain(self, x: Tensor, logits: Tensor, targets: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Perturbation.explain`."""
         cells = self.grid**2
-        a, b = sobol_points(cells, count=self.designs, seed=self.seed)
+        a, b = sobol_points(cells, count=self.design, seed=self.seed)
         base = self._scores(x, a, targets)  # (N, n, k)
         squares = x.new_zeros((*targets.shape, cells), dtype=torch.float64)
-        for part in chunks(cells * self.designs, self.chunk):
+        for part in chunks(cells * self.design, self.chunk):
             index = torch.arange(part.start, part.stop)
-            cell, point = index // self.designs, index % self.designs
+            cell, point = index // self.design, index % self.design
             mixed = a[point]
             mixed[range(len(index)), cell] = b[point, cell]  # C_i
             gap = base[:, point] - self._scores(x, mixed, targets)  # (N, B, k)
@@ -76,7 +76,7 @@ class Sobol(Perturbation):
         variance = base.var(dim=1, correction=0)[..., None]  # (N, k, 1)
         floor = torch.finfo(torch.float32).eps ** 2 * base.square().mean(dim=1)[..., None]
         varies = variance > floor
-        total = torch.where(varies, squares / (2 * self.designs * torch.where(varies, variance, 1.0)), 0.0)
+        total = torch.where(varies, squares / (2 * self.design * torch.where(varies, variance, 1.0)), 0.0)
         return total.view(*targets.shape, *self.shape), total.sum(dim=2)
 
     def _scores(self, x: Tensor, points: Tensor, targets: Tensor) -> Tensor:

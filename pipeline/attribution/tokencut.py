@@ -11,6 +11,8 @@ from pipeline.attribution.base import Attribution, Choose, Needs, Traits
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
 
+ROUNDING = 1e-9
+
 
 class TokenCut(TokenMethod):
     """TokenCut: the second smallest generalised eigenvector of (D - W, D) over the keys of the last attention.
@@ -43,20 +45,20 @@ class TokenCut(TokenMethod):
         targets = choose(logits)
         assert capture.keys is not None
         keys = capture.keys.transpose(1, 2).flatten(2)[:, self.tokens.layout.prefix :]  # (N, hw, heads d)
-        vectors = cut(keys, self.tau)
-        maps = connected(vectors.view(len(x), *self.shape)).to(x.device)
+        vectors, tokens = cut(keys, self.tau)
+        maps = connected(vectors.view(len(x), *self.shape), tokens).to(x.device)
         return Attribution(logits, targets, maps[:, None].float().expand(-1, targets.shape[1], -1, -1))
 
 
-def cut(keys: Tensor, tau: float) -> Tensor:
-    """Second smallest generalised eigenvector of (D - W, D), minus its mean, positive at its greatest magnitude.
+def cut(keys: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """Second smallest generalised eigenvector of (D - W, D), minus its mean, positive at the seed.
 
     Args:
         keys: (N, P, C), one a token of the grid.
         tau: least cosine of similar tokens.
 
     Returns:
-        (N, P) float64.
+        (N, P) float64, and the seeds (N,): the first token of greatest magnitude, up to rounding.
     """
     unit = F.normalize(keys.double(), dim=-1)
     W = torch.where(unit @ unit.transpose(1, 2) > tau, 1.0, 1e-5).to(torch.float64)
@@ -64,24 +66,25 @@ def cut(keys: Tensor, tau: float) -> Tensor:
     symmetric = torch.eye(W.shape[-1], device=W.device) - root[:, :, None] * W * root[:, None, :]
     v = root * torch.linalg.eigh(symmetric).eigenvectors[:, :, 1]
     centred = v - v.mean(dim=1, keepdim=True)
-    seed = v.abs().argmax(dim=1, keepdim=True)
-    return torch.where(centred.gather(1, seed) < 0, -centred, centred)
+    greatest = v.abs() >= v.abs().amax(dim=1, keepdim=True) * (1 - ROUNDING)
+    seed = greatest.to(torch.uint8).argmax(dim=1, keepdim=True)
+    return torch.where(centred.gather(1, seed) < 0, -centred, centred), seed[:, 0]
 
 
-def connected(vectors: Tensor) -> Tensor:
-    """Sets to 0 the positive cells that do not touch the seed's component by an edge.
+def connected(vectors: Tensor, seeds: Tensor) -> Tensor:
+    """Sets to 0 the positive cells that are not joined to the seed by edges.
 
     Args:
-        vectors: (N, h, w); the seed is the cell of greatest magnitude among the positive ones.
+        vectors: (N, h, w).
+        seeds: (N,) index of a positive cell.
 
     Returns:
         (N, h, w) on the CPU.
     """
     out = vectors.cpu().clone()
-    for cells in out:
+    for cells, seed in zip(out, seeds.tolist(), strict=True):
         labels = torch.from_numpy(ndimage.label((cells > 0).numpy())[0])
-        seed = labels.flatten()[cells.argmax()]
-        cells[(labels > 0) & (labels != seed)] = 0
+        cells[(labels > 0) & (labels != labels.flatten()[seed])] = 0
     return out
 
 

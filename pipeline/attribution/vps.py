@@ -24,7 +24,7 @@ class VPS(Perturbation):
     Args:
         model: the model to explain.
         seed: of the job; not used.
-        regions: wanted number of regions, m.
+        segments: wanted number of regions, m.
         chunk: forwards at a time.
         baseline: see `Perturbation`.
     """
@@ -40,15 +40,15 @@ class VPS(Perturbation):
     )
 
     def __init__(
-        self, model: LoadedModel, *, seed: int = 0, regions: int = 100, chunk: int = 64, baseline: float | None = None
+        self, model: LoadedModel, *, seed: int = 0, segments: int = 100, chunk: int = 64, baseline: float | None = None
     ) -> None:
         super().__init__(model, seed=seed, chunk=chunk, score="probability", baseline=baseline)
-        require(regions >= 1, f"regions must be 1 or more, found {regions}")
-        self.regions = regions
+        require(segments >= 1, f"segments must be 1 or more, found {segments}")
+        self.segments = segments
 
     def explain(self, x: Tensor, logits: Tensor, targets: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Perturbation.explain`; every image and target has a search of its own."""
-        labels = superpixels(x, self.model.preprocessing, count=self.regions, zero=True)
+        labels = superpixels(x, self.model.preprocessing, count=self.segments, zero=True)
         maps = x.new_zeros((*targets.shape, *x.shape[2:]), dtype=torch.float64)
         areas = x.new_zeros(targets.shape, dtype=torch.float64)
         for i, row in enumerate(targets):

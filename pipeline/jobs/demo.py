@@ -74,7 +74,9 @@ def _place(folder: Path, *, s3: bool) -> Iterator[Place]:
 def _train(folder: Path) -> Path:
     """Trains the network on a training set of its own."""
     spec = planted.regime("demo", n_images=TRAINING_IMAGES, seed=1)
-    console.print(f"[bold cyan]training[/] a small CNN on {TRAINING_IMAGES} generated images of {len(spec.classes)} shapes")
+    console.print(
+        f"[bold cyan]training[/] a small CNN on {TRAINING_IMAGES} generated images of {len(spec.classes)} shapes"
+    )
     images, labels = planted.stack(spec, range(TRAINING_IMAGES))
     model = tinycnn.train(
         torch.from_numpy(images),

@@ -4,15 +4,17 @@ import importlib.metadata
 import json
 import platform
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
 from pipeline import attribution, target
-from pipeline.errors import InputError, IntegrityError, MethodError, OutputError, RejectLimitError
+from pipeline.errors import InputError, IntegrityError, MethodError, OutputError, RejectLimitError, WorkerDiedError
 from pipeline.graph import digest
 from pipeline.jobs import golden
+from pipeline.jobs.isolation import isolate
 from pipeline.jobs.metrics import JobMetrics, published
 from pipeline.jobs.progress import Display, Tally, display
 from pipeline.jobs.runners import Runner, connected
@@ -251,25 +253,36 @@ def prepared(spec: JobSpec, model: LoadedModel, runner: Runner, ledger: Ledger) 
 def _stream(steps: Steps, plan: list[Shard], runner: Runner, shown: Display, metrics: JobMetrics) -> list[Coverage]:
     """Explains what is missing, then looks again."""
     coverage = steps.ledger.survey(plan)
-    work = missing(plan, coverage)
     tally = _tally(plan, coverage, steps)
-    if tally.earlier:
-        shown.say("resuming", committed=tally.earlier, shards_left=len(work))
-    if work:
-        shown.update(tally, runner.status())
-        tally.started = time.monotonic()
-        for receipt in runner.stream(steps, work):
+
+    def run(work: Sequence[Work], errors_allowed: int) -> None:
+        for receipt in runner.stream(steps, work, errors_allowed=errors_allowed):
             _count(receipt, tally, metrics)
             shown.update(tally, runner.status())
+
+    if work := missing(plan, coverage):
+        if tally.earlier:
+            shown.say("resuming", committed=tally.earlier, shards_left=len(work))
+        shown.update(tally, runner.status())
+        tally.started = time.monotonic()
+        try:
+            run(work, 0)
+        except WorkerDiedError as error:
+            shown.say("a worker died", reason=str(error), next="trying again, then image by image")
+            isolate(steps, lambda: missing(plan, steps.ledger.survey(plan)), run)
         coverage = steps.ledger.survey(plan)
+    _require_complete(plan, coverage)
+    return coverage
+
+
+def _require_complete(plan: list[Shard], coverage: list[Coverage]) -> None:
     left = missing(plan, coverage)
     if left:
         gaps = "; ".join(f"{item.shard.name} rows {', '.join(f'{g.first}..' for g in item.gaps)}" for item in left[:5])
         raise IntegrityError(
-            f"{len(left)} shards are not complete ({gaps}); nothing is lost: run the same command again. "
-            "If it stays so, an image there ends its worker: look at it with --runner local"
+            f"{len(left)} shards are not complete ({gaps}) though every step ended well; nothing is lost: run the same "
+            "command again, and report this"
         )
-    return coverage
 
 
 def missing(plan: list[Shard], coverage: list[Coverage]) -> list[Work]:

@@ -1,6 +1,7 @@
 """Where a job's steps run: Ray Data on a cluster, or this process."""
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ from typing import Any, Protocol
 import psutil
 import torch
 
-from pipeline.errors import SpecError
+from pipeline.errors import RaylensError, SpecError, WorkerDiedError, WorkerError
 from pipeline.stream.parts import Counts, Group
 from pipeline.stream.steps import Steps, Work
 from schemas.graph import Device
@@ -23,8 +24,20 @@ class Runner(Protocol):
 
     device: Device
 
-    def stream(self, steps: Steps, work: Sequence[Work]) -> Iterator[dict[str, Any]]:
-        """Explains what is missing and yields receipts as they come."""
+    def stream(self, steps: Steps, work: Sequence[Work], *, errors_allowed: int = 0) -> Iterator[dict[str, Any]]:
+        """Explains what is missing and yields receipts as they come.
+
+        Args:
+            steps: of the job.
+            work: what is missing.
+            errors_allowed: blocks that may be lost to a dying worker; -1 for any number.
+
+        Yields:
+            Receipts as dictionaries.
+
+        Raises:
+            WorkerDiedError: more blocks than that were lost.
+        """
 
     def seal(self, steps: Steps, groups: Iterable[Group]) -> Iterator[Counts]:
         """Seals groups of complete shards."""
@@ -46,8 +59,8 @@ class LocalRunner:
             raise SpecError("device cuda: this process sees no GPU; use --device cpu or auto")
         self.device: Device = "cuda" if available and spec.device != "cpu" else "cpu"
 
-    def stream(self, steps: Steps, work: Sequence[Work]) -> Iterator[dict[str, Any]]:
-        """See `Runner`."""
+    def stream(self, steps: Steps, work: Sequence[Work], *, errors_allowed: int = 0) -> Iterator[dict[str, Any]]:
+        """See `Runner`; a process that dies here takes the job with it."""
         graph = steps.explainer()
         with _one_thread():
             for item in work:
@@ -91,29 +104,55 @@ class RayRunner:
         self.device: Device = "cuda" if gpus and spec.device != "cpu" else "cpu"
         self._actors = 0
 
-    def stream(self, steps: Steps, work: Sequence[Work]) -> Iterator[dict[str, Any]]:
+    def stream(self, steps: Steps, work: Sequence[Work], *, errors_allowed: int = 0) -> Iterator[dict[str, Any]]:
         """See `Runner`."""
         from pipeline.stream import dataset
 
-        dataset.configure(steps)
+        dataset.configure(steps, errors_allowed=errors_allowed)
         spec = self._spec
         pool = dataset.Pool.sized(
             workers=spec.workers,
             max_workers=spec.max_workers,
             gpus_per_worker=spec.gpus_per_worker if self.device == "cuda" else 0,
         )
-        self._actors = pool.minimum
-        yield from dataset.receipts(dataset.build(steps, work, pool))
+        self._actors = pool.initial
+        with _explained_failures():
+            yield from dataset.receipts(dataset.build(steps, work, pool))
 
     def seal(self, steps: Steps, groups: Iterable[Group]) -> Iterator[Counts]:
         """See `Runner`."""
         from pipeline.stream import dataset
 
-        yield from dataset.seal_all(steps, groups)
+        with _explained_failures():
+            yield from dataset.seal_all(steps, groups)
 
     def status(self) -> str:
         """See `Runner`."""
         return f"{self._actors} {self.device} workers"
+
+
+@contextmanager
+def _explained_failures() -> Iterator[None]:
+    """Turns Ray's exceptions into ours; an error that raylens raised in a worker comes out as it was."""
+    from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, RaylensError):
+            raise type(cause)(str(cause)) from error
+        raise WorkerError(f"a step failed in a worker: {type(cause).__name__}: {_last_line(cause)}") from error
+    except ActorDiedError as error:
+        if "creation task" in str(error):
+            raise WorkerError(f"a worker could not start: {_last_line(error)}") from error
+        raise WorkerDiedError(f"a worker died again and again: {_last_line(error)}") from error
+    except RayError as error:
+        raise WorkerDiedError(f"a worker died again and again: {_last_line(error)}") from error
+
+
+def _last_line(error: object) -> str:
+    return str(error).strip().rsplit("\n", 1)[-1][:500]
 
 
 @contextmanager
@@ -135,6 +174,9 @@ def connected(spec: JobSpec) -> Iterator[Runner]:
         yield RayRunner(spec)
         return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray-project/ray#57733: an error line for every actor pool
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        path for path in sys.path if path
+    )  # workers import what this process does
     ray.init(**_ray_options(spec))
     try:
         yield RayRunner(spec)

@@ -16,6 +16,8 @@ from pipeline.model.layout import Grid, Layout, layout_of
 
 Edge = tuple[Any, int]
 """A node of the autograd graph and which of its outputs."""
+ENOUGH_CELLS = 0.5
+"""Share of the cells that must have a gradient: behind a class token it is zero, before max-pooling nearly one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Observation:
         operation: the autograd node that computed the output, such as `MaxPool2DWithIndicesBackward0`.
         alive: share of the cells at which the predicted logit has a gradient in any channel and image, 0..1.
         bottleneck: whether every path from the input to the logits passes through the output.
+        outdated: whether that is true of a later value as well that no module returned and whose cells have a gradient,
+            with other modules in between: a residual sum in the forward of the network itself.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Observation:
     operation: str = ""
     alive: float = 0.0
     bottleneck: bool = False
+    outdated: bool = False
 
 
 class Call:
@@ -67,14 +72,19 @@ class Call:
         self.layout: Layout | None = None
         self.alive = 0.0
         if tensor.requires_grad:
-            tensor.register_hook(self._see)  # of the value it has now, also if it is changed in place later
+            tensor.register_hook(self._see)  # type: ignore[no-untyped-call]  # of the value it has now, also if it is changed in place later
 
     def _see(self, gradient: Tensor) -> None:
         if self.layout is not None:
-            cells = (self.layout.to_maps(gradient) != 0).any(dim=1).any(dim=0)
-            self.alive = cells.float().mean().item()
+            self.alive = _alive(self.layout, gradient)
 
-    def observation(self, name: str, bottlenecks: set[Edge]) -> Observation:
+    @property
+    def order(self) -> int:
+        """Grows with the time at which the output was computed."""
+        node, _ = self.edge
+        return -1 if node is None else int(node._sequence_nr())
+
+    def observation(self, name: str, *, bottleneck: bool, outdated: bool) -> Observation:
         """What is kept of the call."""
         node, _ = self.edge
         return Observation(
@@ -87,13 +97,19 @@ class Call:
             reads=self.reads,
             operation="" if node is None else node.name(),
             alive=self.alive,
-            bottleneck=self.edge in bottlenecks,
+            bottleneck=bottleneck,
+            outdated=outdated,
         )
 
 
+def _alive(layout: Layout, gradient: Tensor) -> float:
+    """Share of the cells with a gradient in any channel and image."""
+    return (layout.to_maps(gradient) != 0).any(dim=1).any(dim=0).float().mean().item()
+
+
 def tensor_of(output: object) -> Tensor | None:
-    """The tensor in a module's output: itself, or the first of a tuple or list."""
-    if isinstance(output, tuple | list) and output:
+    """The tensor in a module's output: itself, or the first of a plain tuple or list; None in named tuples or dicts."""
+    if isinstance(output, tuple | list) and type(output) in (tuple, list) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None
 
@@ -123,12 +139,44 @@ def observe(module: nn.Module, x: Tensor) -> tuple[list[Observation], Tensor]:
     calls: dict[str, Call] = {}
     with torch.enable_grad(), _recording(module, calls):
         logits = _logits(module, leaf)
-    _lay_out(list(calls.values()), leaf)
+    known = _lay_out(list(calls.values()), leaf)
     bottlenecks: set[Edge] = set()
+    last = -1
     if logits.grad_fn is not None:
         bottlenecks = passed_by_all_paths(logits, leaf)
-        torch.autograd.grad(logits.amax(dim=1).sum(), leaf, allow_unused=True)
-    return [call.observation(name, bottlenecks) for name, call in calls.items()], logits.detach()
+        with _last_alive(bottlenecks, (leaf.shape[2], leaf.shape[3]), known) as orders:
+            torch.autograd.grad(logits.amax(dim=1).sum(), leaf, allow_unused=True)
+        last = max(orders, default=-1)
+    between = [call.order for call in calls.values() if call.alive > ENOUGH_CELLS and call.order < last]
+    newest = max(between, default=-1)
+    seen = [
+        call.observation(name, bottleneck=call.edge in bottlenecks, outdated=call.order < newest)
+        for name, call in calls.items()
+    ]
+    return seen, logits.detach()
+
+
+@contextmanager
+def _last_alive(bottlenecks: set[Edge], size: Grid, known: list[Grid]) -> Iterator[list[int]]:
+    """Collects, in a backward pass, when the bottlenecks with a gradient at their cells were computed."""
+    orders: list[int] = []
+
+    def hook(node: Any, number: int) -> RemovableHandle:
+        def look(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[number]
+            layout = None if gradient is None else layout_of(gradient.shape, size, known)
+            if gradient is not None and layout is not None and _alive(layout, gradient) > ENOUGH_CELLS:
+                orders.append(int(node._sequence_nr()))
+
+        handle: RemovableHandle = node.register_prehook(look)
+        return handle
+
+    handles = [hook(node, number) for node, number in bottlenecks if not hasattr(node, "variable")]
+    try:
+        yield orders
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _logits(module: nn.Module, x: Tensor) -> Tensor:
@@ -170,8 +218,16 @@ def _recording(module: nn.Module, calls: dict[str, Call]) -> Iterator[None]:
             handle.remove()
 
 
-def _lay_out(calls: list[Call], x: Tensor) -> None:
-    """Reads the layout of every output that has one row an image; windows and inner patches have more."""
+def _lay_out(calls: list[Call], x: Tensor) -> list[Grid]:
+    """Reads the layout of every output that has one row an image; windows and inner patches have more.
+
+    Args:
+        calls: in the order in which they ended; their layouts are set.
+        x: the input.
+
+    Returns:
+        The grids that were met.
+    """
     size = (x.shape[2], x.shape[3])
     known: list[Grid] = []
     for call in calls:
@@ -179,6 +235,7 @@ def _lay_out(calls: list[Call], x: Tensor) -> None:
             call.layout = layout_of(call.tensor.shape, size, known)
             if call.layout is not None and call.layout.kind != "tokens":
                 known.append(call.layout.grid)
+    return known
 
 
 def passed_by_all_paths(logits: Tensor, x: Tensor) -> set[Edge]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ModelError
-from pipeline.model.dry_run import Observation, noise, observe, tensor_of
+from pipeline.model.dry_run import ENOUGH_CELLS, Observation, noise, observe, tensor_of
 from pipeline.model.layout import Kind, Layout, layout_of
 
 __all__ = [
@@ -24,8 +24,6 @@ __all__ = [
 ]
 
 NAMED = "named in the job"
-ENOUGH_CELLS = 0.5
-"""Share of the cells that must have a gradient: behind a class token it is zero, right behind max-pooling nearly one."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,10 @@ def find_head(seen: Sequence[Observation], logits: torch.Tensor) -> str | None:
         logits: (N, K) of the same run.
 
     Returns:
-        Dotted path of the last linear layer, where its output has the logits' shape.
+        Dotted path of the last linear layer, where its output has the logits' shape and every path to them passes it.
     """
-    linear = [observation for observation in seen if isinstance(observation.module, nn.Linear)]
-    return linear[-1].name if linear and linear[-1].shape == tuple(logits.shape) else None
+    linear = _last(o for o in seen if isinstance(o.module, nn.Linear))
+    return linear.name if linear and linear.bottleneck and linear.shape == tuple(logits.shape) else None
 
 
 def find_layer(module: nn.Module, size: tuple[int, int], channels: int, *, name: str | None = None) -> TargetLayer:
@@ -98,22 +96,31 @@ def choose(seen: Sequence[Observation], *, name: str | None = None) -> TargetLay
     """
     if name is not None:
         return _named(seen, name)
-    maps = [o for o in seen if o.layout is not None and o.plain and "Pool" not in o.operation]
+    maps = [o for o in seen if o.layout is not None and "Pool" not in o.operation]
+    maps = [o for o in maps if o.plain] or maps
     alive = [o for o in maps if o.alive > ENOUGH_CELLS]
     if not maps:
         raise ModelError("no layer of this model keeps a spatial extent; raylens explains networks that have one")
     if not alive:
         return _target(_outermost(maps, maps[-1]), "last layer with a spatial extent; none has a gradient at its cells")
-    stream = _last(o for o in alive if o.bottleneck)
-    if stream is None:
-        layer = _last(o for o in alive if _is_norm(o)) or alive[-1]
-        what = "norm" if _is_norm(layer) else "layer"
-        return _target(layer, f"last {what} with a gradient at its cells; every layer with one has a way around it")
+    stream = _last(o for o in alive if o.bottleneck and not isinstance(o.module, nn.Linear))  # keys, values, classes
+    if stream is None or stream.outdated:
+        return _bypassed(alive)
     stream = _outermost(alive, stream)
     reader = next((o for o in alive if _is_norm(o) and _reads(o, stream)), None)
     if reader is None:
         return _target(stream, "last feature map that every path to the score passes, with a gradient at its cells")
     return _target(reader, f"norm of {stream.name}, the last feature map whose cells all reach the score")
+
+
+def _bypassed(alive: Sequence[Observation]) -> TargetLayer:
+    """The last map, or norm of tokens, of a network whose last stream no module returns."""
+    norms = [o for o in alive if _is_norm(o)] if alive[-1].layout and alive[-1].layout.kind == "tokens" else []
+    last = (norms or list(alive))[-1]
+    what = "norm" if norms else "layer"
+    return _target(
+        _outermost(alive, last), f"last {what} with a gradient at its cells; some paths to the score bypass it"
+    )
 
 
 def _last(found: Iterable[Observation]) -> Observation | None:

@@ -34,7 +34,7 @@ class Layout:
         if self.kind == "channels_last":
             return output.permute(0, 3, 1, 2)
         cells = output[:, self.prefix : self.prefix + self.grid[0] * self.grid[1]]
-        return cells.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        return cells.view(-1, *self.grid, cells.shape[2]).permute(0, 3, 1, 2)
 
     def from_maps(self, maps: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """`output` with its feature maps replaced by (N, C, h, w); other tokens are kept."""
@@ -94,6 +94,8 @@ def _stretch(grid: Grid, size: Grid) -> float:
 def _token_layout(shape: Sequence[int], size: Grid, known: Sequence[Grid]) -> Layout | None:
     """The fewest tokens before a grid that is known; else before one of exactly the input's aspect."""
     tokens, width = shape[1:]
+    if width == 1:  # (N, C, 1), pooled
+        return None
     counts = {math.prod(grid): grid for grid in known if _covers(grid, size)}
     for extra in range(MOST_PREFIX_TOKENS + 1):
         if tokens - extra in counts:

@@ -15,7 +15,8 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.model import weights as weights_file
-from pipeline.model.layers import TargetLayer, find_head, find_layer, observe
+from pipeline.model.dry_run import noise, observe
+from pipeline.model.layers import TargetLayer, choose, find_head
 from pipeline.model.preprocessing import Preprocessing, overridden
 from pipeline.model.sources import build
 from schemas.graph import ModelSpec
@@ -143,12 +144,8 @@ def load(
         module.eval()
     module.requires_grad_(False)
     preprocessing = overridden(source.preprocessing, spec)
-    layer = find_layer(module, preprocessing.size, preprocessing.channels, name=spec.layer)
-    seen, logits = observe(module, torch.zeros(2, preprocessing.channels, *preprocessing.size))
-    if logits.ndim != 2:
-        raise ModelError(
-            f"{spec.source} returns {tuple(logits.shape)}, expected (N, K) logits; wrap it in a module: factory"
-        )
+    seen, logits = observe(module, noise(module, 2, preprocessing.channels, preprocessing.size))
+    layer = choose(seen, name=spec.layer)
     digest = digest or _tensor_digest(module)
     module.to(device=device, dtype=DTYPES[precision])
     if device == "cuda":

@@ -1,7 +1,7 @@
 """How a decoded image becomes the model's input: resize and crop on the CPU in uint8, normalise on the device."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ class Preprocessing:
 
     Attributes:
         size: height and width of the model's input, px.
-        resize: target of the resize before the centre crop, px: of the shorter side (`shortest`), of both (`squash`)
-            or of the longer side (`pad`, which fills the rest with black).
+        resize: target of the resize before the centre crop, px: covered with the aspect kept, so that of a square it
+            is the shorter side's (`shortest`), filled by both sides (`squash`), or that of the longer side (`pad`,
+            which fills the rest with black).
         resize_mode: see `resize`.
         interpolation: Pillow's filter.
         mean: one value a channel, for inputs in 0..1.
@@ -80,7 +81,10 @@ class Preprocessing:
         if self.resize_mode == "pad":
             ratio = min(wide / width, tall / height)
             return max(1, round(width * ratio)), max(1, round(height * ratio))
-        short = min(tall, wide)
+        if tall != wide:
+            ratio = min(width / wide, height / tall)
+            return round(width / ratio), round(height / ratio)
+        short = tall
         if width <= height:
             return short, max(short, int(short * height / width))
         return max(short, int(short * width / height)), short
@@ -185,7 +189,7 @@ def from_timm(config: dict[str, Any], origin: str) -> Preprocessing:
     channels, height, width = config["input_size"]
     share = config.get("crop_pct") or 0.875
     mode: dict[str, ResizeMode] = {"center": "shortest", "squash": "squash", "border": "pad"}
-    interpolation = config.get("interpolation") or "bilinear"
+    interpolation: Interpolation | Literal["random"] = config.get("interpolation") or "bilinear"
     return Preprocessing(
         size=(height, width),
         resize=(int(height / share), int(width / share)),

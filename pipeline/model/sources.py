@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ModelError
+from pipeline.model.huggingface import read_folder
 from pipeline.model.preprocessing import Preprocessing, from_timm
 
 Arguments = dict[str, Any]
@@ -30,19 +31,6 @@ class Source:
     preprocessing: Preprocessing | None
     labels: Sequence[str] | None
     weighted: bool
-
-
-class HuggingFaceClassifier(nn.Module):
-    """A transformers image classifier as a plain function of pixels to logits."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, K) logits."""
-        logits: torch.Tensor = self.network(pixel_values=x).logits
-        return logits
 
 
 def build(source: str, arguments: Arguments, *, pretrained: bool) -> Source:
@@ -87,13 +75,17 @@ def _hint(source: str, arguments: Arguments, error: Exception, *, pretrained: bo
 
 def _timm(name: str, arguments: Arguments, pretrained: bool) -> Source:
     import timm
-    from timm.data import ImageNetInfo, resolve_model_data_config
+    from timm.data.config import resolve_data_config
+    from timm.data.imagenet_info import ImageNetInfo
 
     module = timm.create_model(name, pretrained=pretrained, **arguments)
-    config = resolve_model_data_config(module)
-    count = getattr(module, "num_classes", 0)
-    labels = ImageNetInfo("imagenet-1k").label_descriptions() if count == 1000 else None
-    return Source(module, from_timm(config, f"timm's configuration of {name}"), labels, pretrained)
+    config = resolve_data_config(model=module)  # type: ignore[no-untyped-call]
+    stated = arguments.get("img_size", config["input_size"][1:])
+    channels = arguments.get("in_chans", config["input_size"][0])
+    config["input_size"] = (channels, *_pair(stated))
+    labels = ImageNetInfo("imagenet-1k").label_descriptions() if getattr(module, "num_classes", 0) == 1000 else None
+    names = None if labels is None else list(labels)
+    return Source(module, from_timm(config, f"timm's configuration of {name}"), names, pretrained)
 
 
 def _torchvision(name: str, arguments: Arguments, pretrained: bool) -> Source:
@@ -103,9 +95,10 @@ def _torchvision(name: str, arguments: Arguments, pretrained: bool) -> Source:
     module = models.get_model(name, weights=weights if pretrained else None, **arguments)
     transform = weights.transforms()
     (crop,), (resize,) = transform.crop_size, transform.resize_size
+    side = arguments.get("image_size", crop)
     preprocessing = Preprocessing(
-        size=(crop, crop),
-        resize=(resize, resize),
+        size=(side, side),
+        resize=(resize * side // crop, resize * side // crop),
         resize_mode="shortest",
         interpolation=transform.interpolation.value,
         mean=tuple(transform.mean),
@@ -117,45 +110,13 @@ def _torchvision(name: str, arguments: Arguments, pretrained: bool) -> Source:
     return Source(module, preprocessing, None if custom else labels, pretrained)
 
 
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
 def _huggingface(name: str, arguments: Arguments, pretrained: bool) -> Source:
-    from transformers import AutoModelForImageClassification
-
-    folder = Path(name)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"hf:{name} is not a local transformers folder: it has no config.json")
-    network = AutoModelForImageClassification.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, attn_implementation="eager", **arguments
-    )
-    names = network.config.id2label
-    preprocessing = _huggingface_preprocessing(folder)
-    return Source(HuggingFaceClassifier(network), preprocessing, [names[i] for i in range(len(names))], True)
-
-
-def _huggingface_preprocessing(folder: Path) -> Preprocessing | None:
-    import json
-
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return None
-    config = json.loads(file.read_text())
-    size = config.get("size", 224)
-    size = size if isinstance(size, dict) else {"height": size, "width": size}
-    resize = size.get("shortest_edge") or (size["height"], size["width"])
-    crop = config.get("crop_size", resize) if config.get("do_center_crop") else resize
-    crop = (crop["height"], crop["width"]) if isinstance(crop, dict) else crop
-    if "shortest_edge" in size and "crop_pct" in config and not config.get("do_center_crop"):
-        crop, resize = resize, int(resize / config["crop_pct"])  # ConvNeXt: the stated size is the crop's
-    return Preprocessing(
-        size=(crop, crop) if isinstance(crop, int) else tuple(crop),
-        resize=(resize, resize) if isinstance(resize, int) else tuple(resize),
-        resize_mode="shortest" if "shortest_edge" in size else "squash",
-        interpolation={0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}[  # type: ignore[arg-type]
-            config.get("resample", 2)
-        ],
-        mean=tuple(config.get("image_mean", (0.5, 0.5, 0.5))),
-        std=tuple(config.get("image_std", (0.5, 0.5, 0.5))),
-        origin=f"{file.name} of the transformers folder",
-    )
+    return Source(*read_folder(Path(name), arguments), True)
 
 
 def _module(name: str, arguments: Arguments, pretrained: bool) -> Source:
@@ -165,7 +126,9 @@ def _module(name: str, arguments: Arguments, pretrained: bool) -> Source:
     try:
         build_network = getattr(importlib.import_module(path), factory)
     except (ImportError, AttributeError) as error:
-        raise ModelError(f"module:{name} cannot be imported ({error}); is its package installed on every node?") from error
+        raise ModelError(
+            f"module:{name} cannot be imported ({error}); is its package installed on every node?"
+        ) from error
     module = build_network(**arguments)
     if not isinstance(module, nn.Module):
         raise ModelError(f"module:{name} returned {type(module).__name__}, expected a torch.nn.Module")
@@ -186,7 +149,9 @@ def _exported_program(file: str, arguments: Arguments) -> Source:
     try:
         module = torch.export.unflatten(torch.export.load(file))
     except Exception as error:
-        raise ModelError(f"{file} is not a program saved by torch.export.save ({type(error).__name__}: {error})") from error
+        raise ModelError(
+            f"{file} is not a program saved by torch.export.save ({type(error).__name__}: {error})"
+        ) from error
     return Source(module, None, None, True)
 
 

@@ -22,7 +22,7 @@ from pipeline.stream.steps import Steps, Work
 from schemas.graph import GraphSpec
 
 TASK_CPUS = 0.25  # reading, decoding and writing wait for storage half of the time
-TASK_RETRIES = 2  # Ray Data's default is to repeat an image that kills its process for ever
+TASK_RETRIES = 4  # Ray Data's default is to repeat an image that kills its process for ever
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]
 
 
@@ -31,13 +31,15 @@ class Pool:
     """Size of the pool of graph actors.
 
     Attributes:
-        minimum: actors that are always there.
+        minimum: actors without which the job waits; few, so that it goes on when a node is lost.
+        initial: actors at the start.
         maximum: actors that the pool may grow to.
         cpus: of one actor.
         gpus: of one actor; 0 on a CPU.
     """
 
     minimum: int
+    initial: int
     maximum: int
     cpus: float
     gpus: float
@@ -49,8 +51,8 @@ class Pool:
         On a CPU every actor is given 0.7 of a core, and the rest goes to decoding: 2 cores hold 2 actors and 2 tasks.
 
         Args:
-            workers: least number of actors, or None for all that fit.
-            max_workers: most actors, or None for the least number.
+            workers: least number of actors, or None for as many as fit, and one at least.
+            max_workers: most actors, or None for the number at the start.
             gpus_per_worker: of one actor; 0 on a CPU.
 
         Returns:
@@ -59,9 +61,9 @@ class Pool:
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cpus = resources.get("CPU", 1)
         fitting = int(resources.get("GPU", 0) / gpus_per_worker) if gpus_per_worker else int(cpus)
-        minimum = max(1, workers or fitting)
-        share = 0.0 if gpus_per_worker else min(0.7, max(0.1, (cpus - 2 * TASK_CPUS) / minimum))
-        return cls(minimum, max(minimum, max_workers or minimum), share, gpus_per_worker)
+        initial = max(1, workers or fitting)
+        share = 0.0 if gpus_per_worker else min(0.7, max(0.1, (cpus - 2 * TASK_CPUS) / initial))
+        return cls(workers or 1, initial, max(initial, max_workers or initial), share, gpus_per_worker)
 
 
 class Explainer:
@@ -143,7 +145,7 @@ def build(steps: Steps, work: Sequence[Work], pool: Pool) -> Dataset:
             batch_format="pyarrow",
             batch_size=None,
             compute=ActorPoolStrategy(
-                min_size=pool.minimum, max_size=pool.maximum, initial_size=pool.minimum, max_tasks_in_flight_per_actor=2
+                min_size=pool.minimum, max_size=pool.maximum, initial_size=pool.initial, max_tasks_in_flight_per_actor=2
             ),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
@@ -158,20 +160,21 @@ def _without_gpu(pool: Pool) -> dict[str, Any] | None:
     return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if pool.gpus else None
 
 
-def configure(steps: Steps) -> None:
+def configure(steps: Steps, *, errors_allowed: int) -> None:
     """Settings of Ray Data for this job, in the driver's context.
 
     Args:
         steps: of the job.
+        errors_allowed: blocks that may be lost to a dying worker; -1 for any number.
     """
     context = DataContext.get_current()
     context.target_max_block_size = int(steps.block_rows * steps.row_bytes / 1.2)  # so that a table stays one block
-    context.max_errored_blocks = 0
+    context.max_errored_blocks = errors_allowed
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     context.verbose_stats_logs = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what is wrong comes as an exception
 
 
 def receipts(dataset: Dataset) -> Iterator[dict[str, Any]]:

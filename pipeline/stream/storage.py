@@ -11,14 +11,16 @@ from fsspec import AbstractFileSystem
 
 from pipeline.errors import InputError
 
+S3_CONFIG: dict[str, Any] = {
+    # `standard` mode shares a retry budget: in an outage of 8 s all of 64 threads gave up, with `legacy` none
+    "retries": {"total_max_attempts": 8, "mode": "legacy"},
+    "connect_timeout": 10,
+    "read_timeout": 60,
+    "max_pool_connections": 64,
+}
 S3_DEFAULTS: dict[str, Any] = {
-    "config_kwargs": {
-        "retries": {"max_attempts": 8, "mode": "standard"},
-        "connect_timeout": 10,
-        "read_timeout": 60,
-        "max_pool_connections": 64,
-    },
     "default_block_size": 8 * 2**20,
+    "max_concurrency": 1,  # s3fs does not retry a truncated answer to a split request
     "default_cache_type": "readahead",
     "use_listings_cache": False,
 }
@@ -53,10 +55,11 @@ def _options(address: str, options: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if name not in OURS}
     if scheme not in ("s3", "s3a"):
         return given if scheme not in ("file", "local", "memory") else {}
-    config = dict(S3_DEFAULTS["config_kwargs"])
+    config = {**S3_CONFIG, **given.pop("config_kwargs", {})}
     config["read_timeout"] = options.get("read_timeout_s", config["read_timeout"])
-    config["retries"] = {"max_attempts": options.get("max_attempts", 8), "mode": "standard"}
-    return {**S3_DEFAULTS, "config_kwargs": config, **given}
+    attempts = options.get("max_attempts", config["retries"]["total_max_attempts"])
+    config["retries"] = {**config["retries"], "total_max_attempts": attempts}
+    return {**S3_DEFAULTS, **given, "config_kwargs": config}
 
 
 def join(folder: str, *names: str) -> str:
@@ -72,6 +75,11 @@ def is_local(filesystem: AbstractFileSystem) -> bool:
 def with_protocol(filesystem: AbstractFileSystem, path: str) -> str:
     """The full address of a path: without a scheme on the local disk."""
     return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
+
+
+def from_storage(error: OSError) -> bool:
+    """Whether an error comes from storage: those of decompressors and of Arrow are plain and have no number."""
+    return type(error) is not OSError or error.errno is not None
 
 
 def _protocols(filesystem: AbstractFileSystem) -> tuple[str, ...]:
@@ -94,11 +102,15 @@ def write_atomic(filesystem: AbstractFileSystem, path: str, content: bytes) -> N
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     _sync_folder(target.parent)
 
 

@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
+from attribution.networks import relu_cnn, smooth_cnn, tiny_vit
+
 from pipeline.attribution import METHODS
 from pipeline.model import LoadedModel
-
-from attribution.networks import relu_cnn, smooth_cnn, tiny_vit
 
 REFERENCE_FOLDER = Path(__file__).parents[1] / "reference"
 

@@ -4,10 +4,11 @@ import copy
 
 import timm
 import torch
-from pipeline.model import LoadedModel, Preprocessing
-from pipeline.model.layers import find_head, find_layer, observe
 from torch import nn
 from torch.nn import functional as F
+
+from pipeline.model import LoadedModel, Preprocessing
+from pipeline.model.layers import find_head, find_layer, observe
 
 CLASSES = 5
 

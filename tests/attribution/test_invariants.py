@@ -19,6 +19,7 @@ from attribution.networks import (
     state,
     tiny_vit,
 )
+
 from pipeline.attribution import METHODS, create
 from pipeline.attribution.cam import leading_component
 from pipeline.errors import MethodError
@@ -247,7 +248,7 @@ def test_guided_rules_see_functional_and_in_place_relus():
 @pytest.mark.parametrize("name", ["guidedbackprop", "deconvnet", "guidedgradcam", "linear"])
 def test_networks_that_do_not_fit_are_refused(name):
     model = loaded(randomised(Product()), layer="stem")
-    with pytest.raises(MethodError, match="these can: .*gradcam"):
+    with pytest.raises(MethodError, match=r"these can: .*gradcam"):
         create(name, model)
 
 

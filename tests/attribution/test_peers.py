@@ -10,10 +10,11 @@ import pytorch_grad_cam
 import torch
 import torchcam.methods
 from attribution.networks import images, relu_cnn, residual_net
-from pipeline.attribution import create
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
+
+from pipeline.attribution import create
 
 torch.set_num_threads(1)
 TARGET = 2
@@ -140,7 +141,7 @@ def test_pytorch_grad_cam(name, peer, share, model, x):
 
 
 def test_pytorch_grad_cam_plus_plus(model, x):
-    """It adds 1e-6 to a denominator of the size of a squared gradient; logits of 100 times the size make that nothing."""
+    """It adds 1e-6 to a denominator of the size of a squared gradient; with logits 100 times as large that is nothing."""
     steep = replace(model, module=private(model))
     steep.module.get_submodule(model.head).weight.mul_(100)
     found = displayed(ours("gradcam++", steep, x), (x.shape[3], x.shape[2]))
@@ -160,8 +161,8 @@ def test_pytorch_grad_cam_eigen(name, peer, model, x):
 
 @pytest.mark.parametrize(("name", "peer"), [("scorecam", "ScoreCAM"), ("fullgrad", "FullGrad")])
 def test_pytorch_grad_cam_alike(name, peer, x, model):
-    """Alike, not equal. scorecam: it enlarges masks with aligned corners and tries constant channels. fullgrad: it scales
-    every channel by itself, where the paper's code scales a layer's channels together."""
+    """Alike, not equal. scorecam: it enlarges masks with aligned corners and tries constant channels. fullgrad: it
+    scales every channel by itself, where the paper's code scales a layer's channels together."""
     found = displayed(ours(name, model, x), (x.shape[3], x.shape[2]))
     expected = pytorch_grad_cam_map(getattr(pytorch_grad_cam, peer), model, x)
     for one, other in zip(found, expected, strict=True):
@@ -178,7 +179,7 @@ def test_pytorch_grad_cam_alike(name, peer, x, model):
     ],
 )
 def test_torchcam(name, peer, share, model, x):
-    """Not normalised, but clipped at zero; both are divided by their maximum. Its Grad-CAM++ is left out: in 0.4 the
+    """Not normalised, but clipped at zero; both are divided by their maximum. Its Grad-CAM++ is left out: in 0.5.0 the
     division by the denominator acts on a copy (boolean indexing), so that its α is g²."""
     network = private(model).requires_grad_()
     extra = {"fc_layer": model.head} if name == "cam" else {}

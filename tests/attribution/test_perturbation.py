@@ -24,8 +24,8 @@ FAST = {
     Occlusion: {"window": 12, "stride": 8},
     LIME: {"segments": 6, "samples": 40},
     KernelSHAP: {"segments": 8, "samples": 30},
-    Sobol: {"grid": 3, "designs": 8},
-    VPS: {"regions": 5},
+    Sobol: {"grid": 3, "design": 8},
+    VPS: {"segments": 5},
 }
 NAMES = {RISE: "rise", Occlusion: "occlusion", LIME: "lime", KernelSHAP: "kernelshap", Sobol: "sobol", VPS: "vps"}
 
@@ -231,7 +231,7 @@ def test_one_superpixel_gets_the_whole_drop(model):
 def test_sobol_of_an_additive_score_is_the_share_of_squares(x):
     """With independent masks of equal variance the total index of cell i is a_i² / Σ a²."""
     model = linear_model()
-    found = Sobol(model, grid=3, designs=4096, chunk=512)(x[:1], first)
+    found = Sobol(model, grid=3, design=4096, chunk=512)(x[:1], first)
     weight = model.module.head.weight[found.targets[0, 0]].view(3, SIZE, SIZE)
     parts = (weight * x[0]).sum(dim=0)
     cells = (torch.arange(SIZE) * 3 // SIZE)[:, None] * 3 + torch.arange(SIZE) * 3 // SIZE
@@ -243,7 +243,7 @@ def test_sobol_of_an_additive_score_is_the_share_of_squares(x):
 def test_sobol_of_a_constant_score_is_zero(x):
     model = linear_model()
     model.module.head.weight.zero_()
-    found = Sobol(model, grid=2, designs=8)(x[:1], first)
+    found = Sobol(model, grid=2, design=8)(x[:1], first)
     assert not found.maps.any()
     assert not found.check.any()
 
@@ -334,7 +334,7 @@ def test_region_values_and_area():
         (LIME, {"width": 0.0}, "width must be positive"),
         (LIME, {"hide": "blur"}, "hide must be one of"),
         (Sobol, {"grid": 40}, "grid must be in 1..32"),
-        (VPS, {"regions": 0}, "regions must be 1"),
+        (VPS, {"segments": 0}, "segments must be 1"),
     ],
 )
 def test_refuses_parameters_out_of_range(method, parameters, message, model):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from attribution.cases import model_for, parameters, references
 from attribution.networks import images, relu_cnn, residual_net, tiny_vit
+
 from pipeline.attribution import METHODS, create
 
 TOLERANCE = 2e-4

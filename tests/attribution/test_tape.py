@@ -3,9 +3,10 @@
 import pytest
 import torch
 from attribution.networks import images, loaded, randomised, relu_cnn, residual_net, tiny_vit
+from torch import nn
+
 from pipeline.attribution.base import forward_to_layer
 from pipeline.attribution.tape import UpperPart
-from torch import nn
 
 torch.set_num_threads(1)
 

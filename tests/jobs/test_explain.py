@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from samples import encoded, job, jpeg, rows, state, write_tar, write_tars
 
-from pipeline.errors import InputError, IntegrityError, MethodError, ModelError, OutputError, RejectLimitError, SpecError
+from pipeline.errors import (
+    InputError,
+    IntegrityError,
+    MethodError,
+    ModelError,
+    OutputError,
+    RejectLimitError,
+    SpecError,
+)
 from pipeline.jobs.explain import explain
 from pipeline.stream.ledger import Ledger
 
@@ -118,7 +126,9 @@ def test_an_interrupted_sealing_is_done_again(
     assert rows(tmp_path / "out") == undisturbed
 
 
-def test_other_weights_in_a_resumed_job_are_refused(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_in_a_resumed_job_are_refused(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = Ledger.write_json
 
     def failing(self: Ledger, content: Any, *names: str) -> None:

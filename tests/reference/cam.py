@@ -205,7 +205,7 @@ def meta(model, image, target, method="gradcam", rate=1e-4, **_):
     loss.backward()
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter -= rate * parameter.grad
+            parameter.copy_(parameter - rate * parameter.grad)
     network.requires_grad_(False)
     assert method == "gradcam"
     return gradcam(dataclasses.replace(model, module=network), image, target)

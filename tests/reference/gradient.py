@@ -4,10 +4,11 @@ import copy
 
 import numpy as np
 import torch
-from pipeline.attribution.base import generator
 from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
+
+from pipeline.attribution.base import generator
 
 
 def _network(model):

@@ -198,10 +198,10 @@ def _shap_coalitions(m, samples):
     return np.array(z)[:samples], np.ones(samples)
 
 
-def sobol(model, x, targets, grid=8, designs=32, score="logit", baseline=None, **_):
+def sobol(model, x, targets, grid=8, design=32, score="logit", baseline=None, **_):
     _, _, height, width = x.shape
     d = grid * grid
-    points = torch.quasirandom.SobolEngine(2 * d, scramble=True, seed=0).draw(designs).double().numpy()
+    points = torch.quasirandom.SobolEngine(2 * d, scramble=True, seed=0).draw(design).double().numpy()
     out = torch.zeros(len(x), grid, grid, dtype=torch.float64)
 
     def mask_of(point):
@@ -221,14 +221,14 @@ def sobol(model, x, targets, grid=8, designs=32, score="logit", baseline=None, *
                 mixed = p[:d].copy()
                 mixed[cell] = p[d + cell]
                 total += (fa - _score(model, _masked(image, hidden, mask_of(mixed)), targets[n], score)) ** 2
-            out[n, cell // grid, cell % grid] = total / (2 * designs * variance) if variance > 1e-14 else 0.0
+            out[n, cell // grid, cell % grid] = total / (2 * design * variance) if variance > 1e-14 else 0.0
     return out
 
 
-def vps(model, x, targets, regions=100, baseline=None, **_):
+def vps(model, x, targets, segments=100, baseline=None, **_):
     out = []
     for n, image in enumerate(x):
-        cut = _regions(model, image, regions, zero=True)
+        cut = _regions(model, image, segments, zero=True)
         hidden, m = _baseline(model, image, baseline), len(cut)
 
         def clue(members, image=image, hidden=hidden, cut=cut, target=targets[n]):

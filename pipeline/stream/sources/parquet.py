@@ -10,7 +10,7 @@ from fsspec import AbstractFileSystem
 from pipeline.errors import InputError, RowError
 from pipeline.stream.shards import Sample, Shard
 from pipeline.stream.sources.manifest import ID_FIELDS, LABEL_FIELDS
-from pipeline.stream.storage import open_filesystem
+from pipeline.stream.storage import from_storage, open_filesystem
 
 IMAGE_FIELDS = ("image", "img", "jpg", "jpeg", "png", "bytes", "image_bytes", "content")
 SHARD_ROWS = 4096
@@ -62,7 +62,9 @@ def plan(
         with filesystem.open(path, "rb") as file:
             footer = pq.ParquetFile(file)
             schema, metadata = footer.schema_arrow, footer.metadata
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and from_storage(error):
+            raise
         return [{"options": {"image": image_field}}]
     options = _options(schema, path, image_field, label_field, id_field)
     shards: list[dict[str, Any]] = []
@@ -118,7 +120,9 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
                     row += 1
     except FileNotFoundError:
         yield _shard_error(shard, row, "missing_object", "the file does not exist any more")
-    except (pa.ArrowInvalid, pa.ArrowException) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and from_storage(error):
+            raise
         yield _shard_error(shard, row, "unreadable_shard", f"after row {row}: {str(error).splitlines()[0]}")
 
 

@@ -1,7 +1,10 @@
 """WebDataset tars: consecutive members with one key are a sample."""
 
+import gzip
 import json
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +12,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.errors import RowError
 from pipeline.stream.shards import Sample, Shard
-from pipeline.stream.storage import open_filesystem
+from pipeline.stream.storage import from_storage, open_filesystem
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "jp2", "avif", "image", "img")
 LABEL_FIELDS = ("cls", "label", "class", "txt")
@@ -17,6 +20,7 @@ JSON_LABELS = ("label", "cls", "class")
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 2**20
 ESTIMATED_FROM = 32
+DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
 def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
@@ -39,10 +43,17 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
             row = sample.row + 1
     except FileNotFoundError:
         yield _shard_error(shard, row, "missing_object", "the tar does not exist any more")
-    except (tarfile.TarError, EOFError) as error:
-        yield _shard_error(
-            shard, row, "truncated_shard" if row else "unreadable_shard", f"after {row} samples: {error}"
-        )
+    except DAMAGE as error:
+        yield _damaged(shard, row, error)
+    except OSError as error:  # bz2 has no exception of its own
+        if from_storage(error):
+            raise
+        yield _damaged(shard, row, error)
+
+
+def _damaged(shard: Shard, row: int, error: Exception) -> Sample:
+    code = "truncated_shard" if row else "unreadable_shard"
+    return _shard_error(shard, row, code, f"after {row} samples: {error}")
 
 
 def _shard_error(shard: Shard, row: int, code: str, message: str) -> Sample:
@@ -56,7 +67,7 @@ def _samples(filesystem: AbstractFileSystem, path: str, shard: Shard) -> Iterato
         row = 0
         for member in _members(tar):
             member_key, field = _key(member.name)
-            if key is not None and member_key != key:
+            if key is not None and (member_key != key or field in fields):
                 yield _sample(shard, row, key, fields)
                 row, fields = row + 1, {}
             key = member_key
@@ -66,10 +77,12 @@ def _samples(filesystem: AbstractFileSystem, path: str, shard: Shard) -> Iterato
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Files in the tar; raises unless the tar ends with its end mark."""
+    """Files in the tar that are not hidden; raises unless the tar ends with its end mark."""
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
-        if member.isfile():
+        if member.size < 0:  # python/cpython#130577: tarfile would go back, and round for ever
+            raise tarfile.ReadError(f"{member.name} has {member.size} bytes by its header")
+        if member.isfile() and not _hidden(member.name):
             yield member
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
@@ -84,6 +97,11 @@ def _key(name: str) -> tuple[str, str]:
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
+
+
+def _hidden(name: str) -> bool:
+    """Whether the file's name starts with a dot, as the resource forks of macOS do."""
+    return name.rpartition("/")[2].startswith(".")
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, field: str) -> bytes | RowError:
@@ -117,8 +135,7 @@ def _sample(shard: Shard, row: int, key: str, fields: dict[str, bytes | RowError
 def _label(fields: dict[str, bytes | RowError], field: str | None) -> str | None:
     """The label in .cls, .label, .class or .txt, or in a field of .json."""
     wanted = LABEL_FIELDS if field is None else (field,)
-    for name in wanted:
-        content = fields.get(name)
+    for content in [fields[full] for name in wanted for full in fields if name in (full, full.rpartition(".")[2])]:
         if isinstance(content, bytes) and content.strip():
             return content.decode("utf-8", "replace").strip()
     return _json_label(fields.get("json"), JSON_LABELS if field is None else (field,))

@@ -1,0 +1,36 @@
+"""Networks for fault tests, importable by workers."""
+
+import os
+import signal
+import time
+
+import torch
+from torch import nn
+
+from pipeline.bias.tinycnn import tiny_cnn
+
+
+class Crashing(nn.Module):
+    """Ends its process whenever a batch holds an almost white image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = tiny_cnn(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if (x.mean(dim=(1, 2, 3)) > 0.95).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.network(x)
+
+
+class Slow(nn.Module):
+    """Takes 20 ms an image, so that faults find the job at work."""
+
+    def __init__(self, seconds: float = 0.02) -> None:
+        super().__init__()
+        self.network = tiny_cnn(4)
+        self.seconds = seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds * len(x))
+        return self.network(x)
