@@ -130,3 +130,7 @@ def main() -> None:
 def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
     """SIGTERM takes the same way out as Ctrl-C, so that clusters and displays are closed."""
     raise KeyboardInterrupt("SIGTERM")
+
+
+if __name__ == "__main__":
+    main()

@@ -56,7 +56,7 @@ class WorkerError(RaylensError):
 
 
 class WorkerDiedError(WorkerError):
-    """A worker process was lost more often than its step is retried: a fault of the machine, or an image that kills it."""
+    """A worker process was lost more often than its step is retried: the machine is at fault, or an image kills it."""
 
 
 class RejectLimitError(RaylensError):

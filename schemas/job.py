@@ -19,7 +19,7 @@ from pydantic import (
 
 from schemas.graph import Device, Frozen, GraphSpec, HeatmapDtype, Interpolation, ModelSpec, Precision, ResizeMode, Size
 
-SECRETS = frozenset({"key", "secret", "token", "password", "username"})
+SECRETS = ("key", "secret", "token", "password", "username", "credential", "connection_string")
 
 
 def _as_tuple(value: object) -> object:
@@ -33,6 +33,18 @@ def _as_text(value: object) -> object:
 def _absolute(address: str) -> str:
     """A local path as seen from every worker; other addresses stay."""
     return address if "://" in address else str(Path(address).expanduser().absolute())
+
+
+def _redacted(options: dict[str, Any]) -> dict[str, Any]:
+    """Storage options, nested ones too, without the values whose names speak of credentials."""
+    return {
+        name: _redacted(value)
+        if isinstance(value, dict)
+        else "***"
+        if any(word in name.lower() for word in SECRETS)
+        else value
+        for name, value in options.items()
+    }
 
 
 Address = Annotated[str, AfterValidator(_absolute)]
@@ -188,7 +200,7 @@ class JobSpec(Frozen):
     def public(self) -> dict[str, Any]:
         """The specification as it is saved: without credentials."""
         saved = self.model_dump(mode="json")
-        saved["storage"] = {k: "***" if k in SECRETS else v for k, v in self.storage.items()}
+        saved["storage"] = _redacted(self.storage)
         return saved
 
     def identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Fixtures: one local Ray cluster a session, a real S3 server, small images and jobs, and the real data beside the project."""
+"""Fixtures: one local Ray cluster a session, a real S3 server, and the real data beside the project."""
 
 import os
 from collections.abc import Iterator

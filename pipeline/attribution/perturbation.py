@@ -31,7 +31,8 @@ class Perturbation(Method):
     Args:
         model: the model to explain.
         seed: of the job; decides masks that all images share.
-        chunk: forwards at a time. Memory follows it, results do not beyond rounding.
+        chunk: forwards at a time; None for 16 on the CPU, whose caches hold no more, and 64 elsewhere. Memory follows
+            it, results do not beyond rounding.
         score: `probability` (softmax) or `logit` of the target.
         baseline: grey level in 0..1 that hides a pixel; None for 0 in normalised space, the mean colour.
 
@@ -44,12 +45,12 @@ class Perturbation(Method):
         model: LoadedModel,
         *,
         seed: int = 0,
-        chunk: int = 64,
+        chunk: int | None = None,
         score: Score = "logit",
         baseline: float | None = None,
     ) -> None:
         super().__init__(model, seed=seed)
-        require(chunk >= 1, f"chunk must be 1 or more, found {chunk}")
+        require(chunk is None or chunk >= 1, f"chunk must be 1 or more, found {chunk}")
         require(score in get_args(Score), f"score must be one of {get_args(Score)}, found {score!r}")
         self.chunk = chunk
         self.score = score
@@ -77,6 +78,14 @@ class Perturbation(Method):
         Returns:
             (N, k, h, w) maps and (N, k) checks or None, in any floating type.
         """
+
+    def forwards(self, x: Tensor) -> int:
+        """How many run at a time on the device of x."""
+        return self.chunk or (16 if x.device.type == "cpu" else 64)
+
+    def parts(self, count: int, x: Tensor) -> Iterator[slice]:
+        """Slices of `count` masks, as many as run at a time."""
+        return chunks(count, self.forwards(x))
 
     def values(self, logits: Tensor) -> Tensor:
         """Logits (R, K) to the scores that are explained, (R, K) float64."""
@@ -116,7 +125,7 @@ class Perturbation(Method):
             (N, B, k) float64.
         """
         hidden = (self.fill(x) if fill is None else fill).expand_as(x)
-        groups = chunks(len(x), max(1, self.chunk // len(masks)))
+        groups = chunks(len(x), max(1, self.forwards(x) // len(masks)))
         found = []
         for group in groups:
             rows = blend(x[group], hidden[group], masks)
@@ -172,7 +181,7 @@ class RISE(Perturbation):
         masks: N.
         cells: s.
         keep: p, the chance that a cell is kept.
-        chunk: forwards at a time.
+        chunk: forwards at a time; see `Perturbation`.
         score: `probability` as in the paper, or `logit`.
         baseline: see `Perturbation`; None multiplies the normalised input as the official code does.
     """
@@ -194,7 +203,7 @@ class RISE(Perturbation):
         masks: int = 4000,
         cells: int = 7,
         keep: float = 0.5,
-        chunk: int = 64,
+        chunk: int | None = None,
         score: Score = "probability",
         baseline: float | None = None,
     ) -> None:
@@ -212,7 +221,7 @@ class RISE(Perturbation):
         draw = rise_masks(size, count=self.masks, cells=self.cells, keep=self.keep, seed=self.seed, device=x.device)
         n, k = targets.shape
         halves = x.new_zeros((2, n, k, *size), dtype=torch.float64)  # even and odd masks
-        for part in chunks(self.masks, self.chunk):
+        for part in self.parts(self.masks, x):
             masks = draw(part)  # (B, H, W)
             scores = self.masked_scores(x, masks, targets)
             for half in range(2):
@@ -285,7 +294,7 @@ class Occlusion(Perturbation):
         seed: of the job; not used.
         window: side of the square window, px; None for a seventh of the shorter side.
         stride: step between windows, px, at most the window's side; None for half the window.
-        chunk: forwards at a time.
+        chunk: forwards at a time; see `Perturbation`.
         score: `logit` or `probability`.
         baseline: see `Perturbation`.
     """
@@ -299,7 +308,7 @@ class Occlusion(Perturbation):
         seed: int = 0,
         window: int | None = None,
         stride: int | None = None,
-        chunk: int = 64,
+        chunk: int | None = None,
         score: Score = "logit",
         baseline: float | None = None,
     ) -> None:
@@ -316,7 +325,7 @@ class Occlusion(Perturbation):
         windows = self.windows((x.shape[2], x.shape[3])).to(x.device)
         maps = x.new_zeros((*targets.shape, *x.shape[2:]), dtype=torch.float64)
         cover = x.new_zeros(x.shape[2:], dtype=torch.float64)
-        for part in chunks(len(windows), self.chunk):
+        for part in self.parts(len(windows), x):
             hidden = self.inside(windows[part], (x.shape[2], x.shape[3]))  # (B, H, W)
             drops = full[:, None] - self.masked_scores(x, 1 - hidden, targets)
             maps += weighted_sum(drops, hidden)

@@ -235,6 +235,9 @@ class RelevanceSums(TorchFunctionMode):
 
     Where a hooked module calls such a function, zennit's rule for the module takes its place.
 
+    Args:
+        module: the network that will run; tells its own weights from computed ones.
+
     Attributes:
         without_rule: names of functions of activations that have no rule.
     """

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.attribution.base import Needs, Traits
-from pipeline.attribution.perturbation import Perturbation, Score, chunks, require
+from pipeline.attribution.perturbation import Perturbation, Score, require
 from pipeline.model import LoadedModel
 
 
@@ -23,7 +23,7 @@ class Sobol(Perturbation):
         seed: of the job; decides the points, which all images share.
         grid: cells a side; d = grid².
         design: n, a power of two for balanced points.
-        chunk: forwards at a time.
+        chunk: forwards at a time; see `Perturbation`.
         score: `logit` or `probability`.
         baseline: see `Perturbation`.
     """
@@ -44,7 +44,7 @@ class Sobol(Perturbation):
         seed: int = 0,
         grid: int = 8,
         design: int = 32,
-        chunk: int = 64,
+        chunk: int | None = None,
         score: Score = "logit",
         baseline: float | None = None,
     ) -> None:
@@ -66,7 +66,7 @@ class Sobol(Perturbation):
         a, b = sobol_points(cells, count=self.design, seed=self.seed)
         base = self._scores(x, a, targets)  # (N, n, k)
         squares = x.new_zeros((*targets.shape, cells), dtype=torch.float64)
-        for part in chunks(cells * self.design, self.chunk):
+        for part in self.parts(cells * self.design, x):
             index = torch.arange(part.start, part.stop)
             cell, point = index // self.design, index % self.design
             mixed = a[point]
@@ -81,7 +81,7 @@ class Sobol(Perturbation):
 
     def _scores(self, x: Tensor, points: Tensor, targets: Tensor) -> Tensor:
         found = []
-        for part in chunks(len(points), self.chunk):
+        for part in self.parts(len(points), x):
             coarse = points[part].view(-1, 1, *self.shape).to(x.device)
             masks = F.interpolate(coarse, size=x.shape[2:], mode="nearest")[:, 0]
             found.append(self.masked_scores(x, masks, targets))

@@ -15,7 +15,7 @@ from skimage.segmentation import slic
 from torch import Tensor
 
 from pipeline.attribution.base import Needs, Traits, generator
-from pipeline.attribution.perturbation import Perturbation, Score, chunks, require
+from pipeline.attribution.perturbation import Perturbation, Score, require
 from pipeline.model import LoadedModel, Preprocessing
 
 Hide = Literal["baseline", "superpixel"]
@@ -87,7 +87,7 @@ class AdditiveModel(Perturbation):
         segments: wanted number of superpixels.
         samples: coalitions an image.
         hide: a hidden superpixel takes the `baseline`, or its own mean colour (`superpixel`).
-        chunk: forwards at a time.
+        chunk: forwards at a time; see `Perturbation`.
         score: `probability` or `logit`.
         baseline: see `Perturbation`.
     """
@@ -100,7 +100,7 @@ class AdditiveModel(Perturbation):
         segments: int,
         samples: int,
         hide: Hide,
-        chunk: int,
+        chunk: int | None,
         score: Score,
         baseline: float | None,
     ) -> None:
@@ -126,10 +126,7 @@ class AdditiveModel(Perturbation):
         fill = mean_colours(x[0], labels)[None] if self.hide == "superpixel" else self.fill(x)
         z = torch.cat([coalitions.z, torch.zeros(1, count, dtype=torch.bool)]).to(x.device)  # the last hides everything
         scores = torch.cat(
-            [
-                self.masked_scores(x, z[part][:, labels].float(), targets, fill=fill)[0]
-                for part in chunks(len(z), self.chunk)
-            ]
+            [self.masked_scores(x, z[part][:, labels].float(), targets, fill=fill)[0] for part in self.parts(len(z), x)]
         ).cpu()
         observed = Observed(scores[:-1], full.cpu(), scores[-1])
         phi, intercept = self.fit(coalitions, observed)
@@ -182,7 +179,7 @@ class LIME(AdditiveModel):
         width: σ.
         ridge: penalty on the coefficients; the intercept has none.
         hide: the official code hides a superpixel under its own mean colour.
-        chunk: forwards at a time.
+        chunk: forwards at a time; see `Perturbation`.
         score: `probability` as in the paper, or `logit`.
         baseline: see `Perturbation`; read where hide is `baseline`.
     """
@@ -206,7 +203,7 @@ class LIME(AdditiveModel):
         width: float = 0.25,
         ridge: float = 1.0,
         hide: Hide = "superpixel",
-        chunk: int = 64,
+        chunk: int | None = None,
         score: Score = "probability",
         baseline: float | None = None,
     ) -> None:
@@ -262,7 +259,7 @@ class KernelSHAP(AdditiveModel):
         segments: wanted number of superpixels.
         samples: coalitions an image.
         hide: see `AdditiveModel`.
-        chunk: forwards at a time.
+        chunk: forwards at a time; see `Perturbation`.
         score: `logit` or `probability`.
         baseline: see `Perturbation`; read where hide is `baseline`.
     """
@@ -284,7 +281,7 @@ class KernelSHAP(AdditiveModel):
         segments: int = 50,
         samples: int = 1000,
         hide: Hide = "baseline",
-        chunk: int = 64,
+        chunk: int | None = None,
         score: Score = "logit",
         baseline: float | None = None,
     ) -> None:

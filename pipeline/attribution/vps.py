@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pipeline.attribution.base import Needs, Traits
-from pipeline.attribution.perturbation import Perturbation, chunks, require
+from pipeline.attribution.perturbation import Perturbation, require
 from pipeline.attribution.superpixels import superpixels
 from pipeline.model import LoadedModel
 
@@ -25,7 +25,7 @@ class VPS(Perturbation):
         model: the model to explain.
         seed: of the job; not used.
         segments: wanted number of regions, m.
-        chunk: forwards at a time.
+        chunk: forwards at a time; see `Perturbation`.
         baseline: see `Perturbation`.
     """
 
@@ -40,7 +40,13 @@ class VPS(Perturbation):
     )
 
     def __init__(
-        self, model: LoadedModel, *, seed: int = 0, segments: int = 100, chunk: int = 64, baseline: float | None = None
+        self,
+        model: LoadedModel,
+        *,
+        seed: int = 0,
+        segments: int = 100,
+        chunk: int | None = None,
+        baseline: float | None = None,
     ) -> None:
         super().__init__(model, seed=seed, chunk=chunk, score="probability", baseline=baseline)
         require(segments >= 1, f"segments must be 1 or more, found {segments}")
@@ -88,7 +94,7 @@ class VPS(Perturbation):
 
     def _clues(self, x: Tensor, labels: Tensor, kept: Tensor, target: Tensor) -> Tensor:
         """Probability of the target with only the kept regions shown: (S, m) bool to (S,) float64."""
-        parts = chunks(len(kept), self.chunk)
+        parts = self.parts(len(kept), x)
         return torch.cat([self.masked_scores(x, kept[p][:, labels].float(), target)[0, :, 0] for p in parts])
 
 

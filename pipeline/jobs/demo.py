@@ -68,7 +68,7 @@ def _place(folder: Path, *, s3: bool) -> Iterator[Place]:
     with serve_s3(folder / "s3") as server:
         bucket = server.bucket("raylens-demo")
         console.print(f"[bold cyan]storage[/] real S3 server at {server.endpoint}, bucket {bucket}")
-        yield Place(f"s3://{bucket}", server.storage_options())
+        yield Place(f"s3://{bucket}", dict(server.storage_options()))
 
 
 def _train(folder: Path) -> Path:

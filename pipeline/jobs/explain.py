@@ -132,7 +132,8 @@ def judged(record: RunRecord, spec: JobSpec) -> RunRecord:
         reasons = ", ".join(f"{count} {code}" for code, count in sorted(record.rejects_by_code.items()))
         raise RejectLimitError(
             f"{record.rejected} of {record.images} images were rejected ({share:.2%}, limit "
-            f"{spec.max_reject_share:.2%}): {reasons}. See {spec.output}/rejects; if this is expected, raise --max-reject-share"
+            f"{spec.max_reject_share:.2%}): {reasons}. See {spec.output}/rejects; if that is expected, raise "
+            "--max-reject-share"
         )
     return record
 

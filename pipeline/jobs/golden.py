@@ -54,8 +54,8 @@ def check(address: str, least: float, model: LoadedModel, storage: dict[str, Any
     if correct / count < least:
         raise GoldenError(
             f"golden set: top-1 {correct / count:.3f} on {count} images, required {least:.3f}. The weights load, but "
-            "the model does not predict as it should: check --mean, --std, --interpolation, --size and the constructor's "
-            f"arguments (padding mode). Wrong for example: {'; '.join(wrong[:3])}"
+            "the model does not predict as it should: check --mean, --std, --interpolation, --size and the "
+            f"constructor's arguments (padding mode). Wrong for example: {'; '.join(wrong[:3])}"
         )
     return correct / count
 

@@ -1,4 +1,4 @@
-"""Images that end their worker process: found one by one, and rejected, so that one of them cannot stop a night's job."""
+"""Images that end their worker process: found one by one and rejected, so that none can stop a night's job."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

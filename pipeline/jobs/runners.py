@@ -25,19 +25,7 @@ class Runner(Protocol):
     device: Device
 
     def stream(self, steps: Steps, work: Sequence[Work], *, errors_allowed: int = 0) -> Iterator[dict[str, Any]]:
-        """Explains what is missing and yields receipts as they come.
-
-        Args:
-            steps: of the job.
-            work: what is missing.
-            errors_allowed: blocks that may be lost to a dying worker; -1 for any number.
-
-        Yields:
-            Receipts as dictionaries.
-
-        Raises:
-            WorkerDiedError: more blocks than that were lost.
-        """
+        """Explains what is missing, gives receipts as they come; -1 allows the loss of any number of blocks."""
 
     def seal(self, steps: Steps, groups: Iterable[Group]) -> Iterator[Counts]:
         """Seals groups of complete shards."""

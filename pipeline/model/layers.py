@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 NAMED = "named in the job"
+LAST_STREAM = "last feature map that every path to the score passes and whose cells have a gradient"
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def choose(seen: Sequence[Observation], *, name: str | None = None) -> TargetLay
     stream = _outermost(alive, stream)
     reader = next((o for o in alive if _is_norm(o) and _reads(o, stream)), None)
     if reader is None:
-        return _target(stream, "last feature map that every path to the score passes, with a gradient at its cells")
-    return _target(reader, f"norm of {stream.name}, the last feature map whose cells all reach the score")
+        return _target(stream, f"the {LAST_STREAM}")
+    return _target(reader, f"norm of {stream.name}, the {LAST_STREAM}")
 
 
 def _bypassed(alive: Sequence[Observation]) -> TargetLayer:

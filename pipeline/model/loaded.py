@@ -56,7 +56,7 @@ class LoadedModel:
             "source": self.source,
             "arguments": dict(self.arguments),
             "weights_sha256": self.weights_sha256,
-            "preprocessing": _computed(asdict(self.preprocessing), "origin"),
+            "preprocessing": _computed(asdict(self.preprocessing), "origin", "share"),
             "layer": _computed(asdict(self.layer), "why"),
             "classes": self.classes,
             "labels_sha256": hashlib.sha256("\n".join(self.labels).encode()).hexdigest()[:16],
@@ -109,9 +109,9 @@ def _forms(label: str) -> set[str]:
     return {label, bare, bare.split(",")[0].strip()} | ({wordnet.group(1)} if wordnet else set())
 
 
-def _computed(values: dict[str, Any], remark: str) -> dict[str, Any]:
-    """The values without the remark for people, which must not change a digest."""
-    return {name: value for name, value in values.items() if name != remark}
+def _computed(values: dict[str, Any], *remarks: str) -> dict[str, Any]:
+    """The values without what is said to people or used up already, which must not change a digest."""
+    return {name: value for name, value in values.items() if name not in remarks}
 
 
 def load(

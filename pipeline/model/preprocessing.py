@@ -35,6 +35,7 @@ class Preprocessing:
         mean: one value a channel, for inputs in 0..1.
         std: one value a channel, for inputs in 0..1.
         origin: where the values come from, for people.
+        share: of the resized image that the crop keeps, where the source states it; a size from the job keeps it, too.
     """
 
     size: tuple[int, int]
@@ -44,6 +45,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     origin: str = "specification"
+    share: float | None = None
 
     @property
     def channels(self) -> int:
@@ -141,10 +143,12 @@ def overridden(base: Preprocessing | None, spec: ModelSpec) -> Preprocessing:
     if spec.resize is not None:
         given["resize"] = _square(spec.resize) if spec.resize_mode != "squash" else _scaled(size, spec.resize)
     elif "size" in given:
-        ratio = base.resize[0] / base.size[0]
-        given["resize"] = (int(size[0] * ratio), int(size[1] * ratio))
+        share = base.share or base.size[0] / base.resize[0]
+        given["resize"] = (int(size[0] / share), int(size[1] / share))
     if not given:
         return base
+    if spec.resize is not None:
+        base = replace(base, share=None)
     return _checked(replace(base, **given, origin=f"{base.origin}, with {', '.join(sorted(given))} from the job"))
 
 
@@ -198,4 +202,5 @@ def from_timm(config: dict[str, Any], origin: str) -> Preprocessing:
         mean=tuple(config["mean"])[:channels],
         std=tuple(config["std"])[:channels],
         origin=origin,
+        share=share,
     )

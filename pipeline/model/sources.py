@@ -14,6 +14,8 @@ from pipeline.model.huggingface import read_folder
 from pipeline.model.preprocessing import Preprocessing, from_timm
 
 Arguments = dict[str, Any]
+PUBLISHED = ("timm", "torchvision")
+"""Schemes whose names have published weights."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def build(source: str, arguments: Arguments, *, pretrained: bool) -> Source:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(_hint(source, arguments, error, pretrained=pretrained)) from error
+        raise ModelError(_hint(source, arguments, error, pretrained=pretrained and scheme in PUBLISHED)) from error
 
 
 def _hint(source: str, arguments: Arguments, error: Exception, *, pretrained: bool) -> str:
@@ -152,6 +154,9 @@ def _exported_program(file: str, arguments: Arguments) -> Source:
         raise ModelError(
             f"{file} is not a program saved by torch.export.save ({type(error).__name__}: {error})"
         ) from error
+    for part in module.modules():
+        for node in getattr(getattr(part, "graph", None), "nodes", ()):
+            node.meta.clear()  # traced tensors without memory, for which the module cannot be copied
     return Source(module, None, None, True)
 
 

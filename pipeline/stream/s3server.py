@@ -17,10 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypedDict
 
+import fsspec
+
 from pipeline.errors import RaylensError
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 5.0
+REFRESH_S = 0.3
 KEY_CHARS, SECRET_CHARS = 20, 40  # rclone refuses shorter ones
 
 _ADDRESS = re.compile(r"Starting s3 server on \[http://127\.0\.0\.1:(\d+)/\]")
@@ -63,7 +66,7 @@ class S3Server:
     pid: int
 
     def bucket(self, name: str) -> str:
-        """Create the bucket unless it is there: the folder `root / name`.
+        """Create the bucket, the folder `root / name`, unless it is there; by the server, so that it knows it at once.
 
         Args:
             name: bucket name without a slash.
@@ -71,14 +74,14 @@ class S3Server:
         Returns:
             the name, for an address `s3://NAME`.
         """
-        (self.root / name).mkdir(exist_ok=True)
-        self.refresh()
+        if not (self.root / name).is_dir():
+            fsspec.filesystem("s3", **self.storage_options()).mkdir(name)
         return name
 
     def refresh(self) -> None:
         """Let the server see at once what was written into its folder behind its back; by itself it takes up to 1 s."""
         os.kill(self.pid, signal.SIGHUP)  # rclone drops its directory cache
-        time.sleep(0.05)  # the signal is handled asynchronously, within a few ms
+        time.sleep(REFRESH_S)  # the signal is handled asynchronously: in a few ms, under load in more than 50
 
     def storage_options(self) -> StorageOptions:
         """Return the arguments of `s3fs.S3FileSystem` and of `storage_options=` in fsspec.

@@ -141,7 +141,7 @@ def test_pytorch_grad_cam(name, peer, share, model, x):
 
 
 def test_pytorch_grad_cam_plus_plus(model, x):
-    """It adds 1e-6 to a denominator of the size of a squared gradient; with logits 100 times as large that is nothing."""
+    """It adds 1e-6 to a denominator of the size of a squared gradient; logits 100 times as large make that nothing."""
     steep = replace(model, module=private(model))
     steep.module.get_submodule(model.head).weight.mul_(100)
     found = displayed(ours("gradcam++", steep, x), (x.shape[3], x.shape[2]))

@@ -167,8 +167,8 @@ def test_lrp_0_is_input_times_gradient_on_a_bias_free_relu_network():
     found = method(x, second)
     leaf = x.clone().requires_grad_()
     model.module(leaf).gather(1, found.targets).sum().backward()
-    expected = (leaf * leaf.grad).sum(dim=1)
-    torch.testing.assert_close(found.maps[:, 0], expected.detach(), rtol=1e-2, atol=1e-4 * float(expected.abs().max()))
+    expected = (leaf * leaf.grad).sum(dim=1).detach()
+    torch.testing.assert_close(found.maps[:, 0], expected, rtol=1e-2, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("composite", get_args(CompositeName))

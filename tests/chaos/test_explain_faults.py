@@ -102,7 +102,9 @@ def test_sigkill_of_pool_actors(tars: Path, tmp_path: Path, cluster: Any, undist
 
 @pytest.mark.ray
 @pytest.mark.parametrize("moment_s", [14.0])
-def test_sigkill_of_the_driver_of_a_ray_job(tars: Path, tmp_path: Path, undisturbed: list[Row], moment_s: float) -> None:
+def test_sigkill_of_the_driver_of_a_ray_job(
+    tars: Path, tmp_path: Path, undisturbed: list[Row], moment_s: float
+) -> None:
     script = (
         "from pipeline.stream import steps; steps.BLOCK_BYTES = 1\n"
         "from pipeline.jobs.explain import explain\nfrom samples import job\n"
@@ -123,10 +125,10 @@ def test_sigkill_of_the_driver_of_a_ray_job(tars: Path, tmp_path: Path, undistur
 
 @pytest.mark.ray
 def test_sigkill_of_a_node(tars: Path, tmp_path: Path, undisturbed: list[Row]) -> None:
-    """In a process of its own: a cluster of three nodes, of which one dies and another one comes."""
+    """In a process of its own: a cluster of two nodes, of which one dies and another comes."""
     script = Path(__file__).with_name("node_kill.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tars), str(tmp_path / "out")], capture_output=True, text=True, timeout=280
+        [sys.executable, str(script), str(tars), str(tmp_path / "out")], capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "killed" in done.stdout
@@ -150,7 +152,7 @@ def test_an_image_that_kills_its_worker_is_rejected_alone(tmp_path: Path, cluste
 
 
 FAULTS: dict[str, dict[str, Any]] = {
-    "errors": {"error_share": 0.25},
+    "errors": {"error_share": 0.15},
     "resets": {"reset_share": 0.2},
     "stalls": {"stall_share": 0.05, "stall_s": 4.0},
     "truncated": {"truncate_share": 0.2},
@@ -159,16 +161,13 @@ FAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("kind", FAULTS)
-def test_storage_that_fails(
-    s3: Any, tars: Path, tmp_path: Path, undisturbed: list[Row], kind: str, seed: int
-) -> None:
+@pytest.mark.parametrize(("kind", "seed"), [*((kind, 1) for kind in FAULTS), ("all", 2)])
+def test_storage_that_fails(s3: Any, tars: Path, tmp_path: Path, undisturbed: list[Row], kind: str, seed: int) -> None:
     bucket = s3.bucket(f"faults-{kind.replace(' ', '-')}-{seed}")
     filesystem, root = open_filesystem(f"s3://{bucket}", s3.storage_options())
     for tar in sorted(tars.glob("*.tar")):
         filesystem.pipe_file(f"{root}/in/{tar.name}", tar.read_bytes())
-    with FaultyS3(s3.endpoint, seed=seed, **FAULTS[kind]) as proxy:
+    with FaultyS3(upstream=s3.endpoint, seed=seed, **FAULTS[kind]) as proxy:
         options = {**s3.storage_options(), "endpoint_url": proxy.endpoint, "read_timeout_s": 2}
         record = explain(job(f"s3://{bucket}/in", f"s3://{bucket}/out", storage=options, **SLOW))
         assert sum(proxy.injected.values()) > 0
@@ -186,7 +185,7 @@ def test_a_ray_job_over_storage_that_fails(
     filesystem, root = open_filesystem(f"s3://{bucket}", s3.storage_options())
     for tar in sorted(tars.glob("*.tar")):
         filesystem.pipe_file(f"{root}/in/{tar.name}", tar.read_bytes())
-    with FaultyS3(s3.endpoint, seed=3, **FAULTS["all"]) as proxy:
+    with FaultyS3(upstream=s3.endpoint, seed=3, **FAULTS["all"]) as proxy:
         options = {**s3.storage_options(), "endpoint_url": proxy.endpoint, "read_timeout_s": 2}
         explain(job(f"s3://{bucket}/in", f"s3://{bucket}/out", storage=options, runner="ray", **SLOW))
         assert sum(proxy.injected.values()) > 0

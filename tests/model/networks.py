@@ -1,5 +1,6 @@
 """Small networks of a user, with habits that a reader of layers must bear; loaded as `module:model.networks:NAME`."""
 
+import threading
 from typing import NamedTuple
 
 import torch
@@ -112,7 +113,7 @@ class ClassToken(Network):
 
     def forward(self, x):
         cells = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.tokens.expand(len(x), -1, -1), cells], dim=1)
+        x = torch.cat([self.tokens.expand(x.shape[0], -1, -1), cells], dim=1)
         return self.head(self.norm(self.blocks(x))[:, 0])
 
 
@@ -132,6 +133,25 @@ class Block(nn.Module):
         weights = self.dropout((q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(dim=-1))
         x = x + (weights @ v)[:, 0]
         return x + F.gelu(self.mlp(self.norm2(x)))
+
+
+class OneForward(Network):
+    """A transformer whose residual sums are in one forward, so that no module returns its stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, stride=8)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(3))
+        self.attentions = nn.ModuleList(nn.Linear(16, 48) for _ in range(3))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.patches(x).flatten(2).transpose(1, 2)], dim=1)
+        for norm, attention in zip(self.norms, self.attentions, strict=True):
+            q, k, v = attention(norm(x)).chunk(3, dim=-1)
+            x = x + F.scaled_dot_product_attention(q, k, v)
+        return self.head(x[:, 0])
 
 
 class Returns(Network):
@@ -159,6 +179,22 @@ class Frozen(Network):
     @torch.no_grad()
     def forward(self, x):
         return self.head(self.features(x).mean(dim=(2, 3)))
+
+
+class Threads(Network):
+    """Its layer also runs in another thread meanwhile, as when two graphs share a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 8, 4, stride=4)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        y = self.features(x)
+        other = threading.Thread(target=self.features, args=(x.detach()[:1],))
+        other.start()
+        other.join()
+        return self.head(y.mean(dim=(2, 3)))
 
 
 class Flat(Network):

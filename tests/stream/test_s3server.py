@@ -59,22 +59,22 @@ def test_serves_a_folder_and_stops(tmp_path: Path) -> None:
 def test_ranged_reads_need_the_checksum_settings(tmp_path: Path) -> None:
     """Fails when rclone has mended its ranged reads: then drop `config_kwargs` from `storage_options`."""
     with serve_s3(tmp_path) as server:
-        server.bucket("b")
+        server.bucket("bbb")
         plain = s3fs.S3FileSystem(**{**server.storage_options(), "config_kwargs": {}}, skip_instance_cache=True)
-        plain.pipe_file("b/x", b"0123456789")
+        plain.pipe_file("bbb/x", b"0123456789")
         with pytest.raises(Exception, match="did not match calculated checksum"):
-            plain.cat_file("b/x", start=2, end=5)
-        assert filesystem(server).cat_file("b/x", start=2, end=5) == b"234"
+            plain.cat_file("bbb/x", start=2, end=5)
+        assert filesystem(server).cat_file("bbb/x", start=2, end=5) == b"234"
 
 
 def test_refresh_shows_files_written_behind_the_server(tmp_path: Path) -> None:
     with serve_s3(tmp_path) as server:
-        server.bucket("b")
+        server.bucket("bbb")
         fs = filesystem(server)
         assert fs.ls("b") == []
         (server.root / "b" / "late").write_bytes(b"x")
         server.refresh()
-        assert fs.ls("b") == ["b/late"]
+        assert fs.ls("b") == ["bbb/late"]
 
 
 def test_credentials_are_random_and_checked(tmp_path: Path) -> None:
@@ -84,10 +84,10 @@ def test_credentials_are_random_and_checked(tmp_path: Path) -> None:
         assert (one.key, one.secret, one.endpoint) != (two.key, two.secret, two.endpoint)
         assert one.secret not in repr(one)
         assert one.secret.encode() not in Path(f"/proc/{one.pid}/cmdline").read_bytes()
-        two.bucket("b")
+        two.bucket("bbb")
         stranger = s3fs.S3FileSystem(**{**two.storage_options(), "secret": one.secret}, skip_instance_cache=True)
         with pytest.raises(PermissionError):
-            stranger.pipe_file("b/x", b"x")
+            stranger.pipe_file("bbb/x", b"x")
 
 
 def test_stops_on_an_exception(tmp_path: Path) -> None:

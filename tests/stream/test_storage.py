@@ -28,7 +28,7 @@ def test_credentials_do_not_reach_the_local_disk() -> None:
 
 
 def test_an_unknown_scheme_is_a_clear_error() -> None:
-    with pytest.raises(InputError, match="nosuch://a.*--storage"):
+    with pytest.raises(InputError, match=r"nosuch://a.*--storage"):
         storage.open_filesystem("nosuch://a/b", {})
 
 

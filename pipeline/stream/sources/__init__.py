@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
@@ -58,6 +58,11 @@ class Found:
         """The address relative to the input, for people."""
         return self.address.removeprefix(self.base).strip("/") or self.address.rsplit("/", 1)[-1]
 
+    @property
+    def listing(self) -> str | None:
+        """Files that are images by themselves form one listing for each input; None for all else."""
+        return self.base if self.format == "folder" and self.address != self.base else None
+
 
 def read(shard: Shard, storage: dict[str, Any], *, limit: int | None = None) -> Iterator[Sample]:
     """Streams a shard's samples.
@@ -102,7 +107,7 @@ def _matches(
     filesystem: AbstractFileSystem, path: str, address: str, forced: Format | Literal["auto"], image: str | None
 ) -> Iterator[Found]:
     path = path.rstrip("/")
-    pattern = any(sign in path for sign in "*?[")
+    pattern = any(sign in path for sign in "*?[") and not filesystem.exists(path)
     if not pattern and filesystem.isdir(path):
         yield from _in_folder(filesystem, path, address, forced, image)
         return
@@ -135,7 +140,7 @@ def _in_folder(
     files = {
         name: info for name, info in filesystem.find(path, maxdepth=2, detail=True).items() if info["type"] == "file"
     }
-    shards = [name for name in sorted(files) if name.endswith((*TARS, ".parquet"))]
+    shards = [name for name in sorted(files) if name.lower().endswith((*TARS, ".parquet"))]
     if not shards:
         if not files:
             raise InputError(f"input {address} is an empty folder")
@@ -143,9 +148,10 @@ def _in_folder(
         return
     kinds: dict[str, Format] = {}
     for name in shards:
-        kind = (
-            forced if forced != "auto" else kinds.setdefault(name.rpartition(".")[2], _format(filesystem, name, image))
-        )
+        extension = name.rpartition(".")[2]
+        if extension not in kinds:
+            kinds[extension] = forced if forced != "auto" else _format(filesystem, name, image)
+        kind = kinds[extension]
         yield Found(with_protocol(filesystem, name), base, kind, files[name].get("size") or 0)
 
 
@@ -188,15 +194,17 @@ def plan(found: list[Found], storage: dict[str, Any], fields: Fields, *, state: 
     """
     index = 0
     names: set[str] = set()
-    for item in found:
-        for shard in _shards(item, storage, fields, state, index):
-            unique = shard if shard.name not in names else replace(shard, name=f"{shard.address}#{shard.first}")
-            names.add(unique.name)
-            yield unique
-            index += 1
+    for base, items in groupby(found, key=lambda item: item.listing):
+        for group in [list(items)] if base is not None else [[item] for item in items]:
+            for shard in _shards(group, storage, fields, state, index):
+                unique = shard if shard.name not in names else replace(shard, name=f"{shard.address}#{shard.first}")
+                names.add(unique.name)
+                yield unique
+                index += 1
 
 
-def _shards(item: Found, storage: dict[str, Any], fields: Fields, state: str, index: int) -> Iterator[Shard]:
+def _shards(items: list[Found], storage: dict[str, Any], fields: Fields, state: str, index: int) -> Iterator[Shard]:
+    item = items[0]
     if item.format == "webdataset":
         yield Shard(index, item.name, item.address, "webdataset", size=item.size, options={"label_field": fields.label})
     elif item.format == "parquet":
@@ -206,25 +214,25 @@ def _shards(item: Found, storage: dict[str, Any], fields: Fields, state: str, in
             name = item.name if len(parts) == 1 else f"{item.name}[{part['first']}:{part['first'] + part['rows']}]"
             yield Shard(index + offset, name, item.address, "parquet", **part)
     else:
-        yield from _slices(item, storage, fields, state, index)
+        yield from _slices(items, storage, fields, state, index)
 
 
-def _slices(item: Found, storage: dict[str, Any], fields: Fields, state: str, index: int) -> Iterator[Shard]:
+def _slices(items: list[Found], storage: dict[str, Any], fields: Fields, state: str, index: int) -> Iterator[Shard]:
+    item, name = items[0], items[0].name
     if item.format == "manifest":
         entries = manifest.entries(
             item.address, storage, image_field=fields.image, label_field=fields.label, id_field=fields.id
         )
-    elif item.size and folder.is_image(item.address):
-        entries = iter([listing.Entry(item.name, item.address)])
+    elif item.listing is not None:
+        name = item.listing.rsplit("/", 1)[-1]
+        entries = folder.named([(item.name, item.address) for item in items], label_field=fields.label)
     else:
         entries = folder.entries(item.address, storage, label_field=fields.label)
     filesystem, path = open_filesystem(f"{state}/listing", storage)
-    for shard in listing.write_slices(entries, item.name, index, filesystem, path):
+    for shard in listing.write_slices(entries, name, index, filesystem, path):
         address = with_protocol(filesystem, shard.address) if not is_local(filesystem) else shard.address
         last = shard.first + (shard.rows or 0)
-        yield replace(
-            shard, name=f"{item.name}[{shard.first}:{last}]", address=item.address, options={"listing": address}
-        )
+        yield replace(shard, name=f"{name}[{shard.first}:{last}]", address=item.address, options={"listing": address})
 
 
 def bytes_per_image(shard: Shard, storage: dict[str, Any]) -> float | None:

@@ -1,11 +1,12 @@
 """A folder tree of images, or single image files."""
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
 
 from fsspec import AbstractFileSystem
 
+from pipeline.errors import InputError
 from pipeline.stream.sources.listing import Entry
 from pipeline.stream.sources.webdataset import IMAGE_FIELDS
 from pipeline.stream.storage import is_local, open_filesystem, with_protocol
@@ -24,11 +25,25 @@ def entries(root: str, storage: dict[str, Any], *, label_field: str | None) -> I
     """
     filesystem, path = open_filesystem(root, storage)
     for file in _files(filesystem, path.rstrip("/")):
-        if not is_image(file):
-            continue
         relative = file[len(path.rstrip("/")) + 1 :]
-        parent = file.rsplit("/", 2)[-2] if "/" in file else None
-        yield Entry(relative, with_protocol(filesystem, file), parent if label_field == "folder" else None)
+        if not any(part.startswith(".") for part in relative.split("/")):
+            yield from named([(relative, with_protocol(filesystem, file))], label_field=label_field)
+
+
+def named(files: Iterable[tuple[str, str]], *, label_field: str | None) -> Iterator[Entry]:
+    """The images among some files.
+
+    Args:
+        files: sample id and address of each.
+        label_field: see `entries`.
+
+    Yields:
+        One entry a file with an image's extension.
+    """
+    for sample_id, address in files:
+        if is_image(address):
+            parent = address.rsplit("/", 2)[-2]
+            yield Entry(sample_id, address, parent if label_field == "folder" else None)
 
 
 def is_image(path: str) -> bool:
@@ -38,14 +53,19 @@ def is_image(path: str) -> bool:
 
 def _files(filesystem: AbstractFileSystem, path: str) -> Iterator[str]:
     if is_local(filesystem):
-        for folder, folders, names in os.walk(path):
+        for folder, folders, names in os.walk(path, onerror=_refuse):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from (f"{folder}/{name}" for name in sorted(names) if not name.startswith("."))
+            yield from (f"{folder}/{name}" for name in sorted(names))
     elif hasattr(filesystem, "call_s3"):
         yield from _s3_keys(filesystem, path)
     else:
         for folder, _, names in filesystem.walk(path):
             yield from (f"{folder}/{name}" for name in sorted(names))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """By default os.walk leaves out what it cannot list."""
+    raise InputError(f"folder {error.filename} cannot be listed ({error.strerror}); mend its permissions") from error
 
 
 def _s3_keys(filesystem: Any, path: str) -> Iterator[str]:

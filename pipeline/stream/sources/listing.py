@@ -85,22 +85,31 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
 
 def _fetch(uris: list[str], storage: dict[str, Any]) -> list[bytes | RowError]:
     """The bytes of each address, or the error that concerns this address alone; other errors are raised."""
-    found: dict[str, bytes | RowError] = {}
+    found: dict[tuple[int, str], bytes | RowError] = {}
     opened = [open_filesystem(uri, storage) for uri in uris]
     for filesystem in {id(fs): fs for fs, _ in opened}.values():
         paths = [path for fs, path in opened if fs is filesystem]
         answers = filesystem.cat_ranges(paths, [0] * len(paths), [MAX_IMAGE_BYTES + 1] * len(paths), on_error="return")
-        found.update({path: _answer(answer) for path, answer in zip(paths, answers, strict=True)})
-    return [found[path] for _, path in opened]
+        found.update({(id(filesystem), path): _answer(a) for path, a in zip(paths, answers, strict=True)})
+    return [found[id(filesystem), path] for filesystem, path in opened]
 
 
 def _answer(answer: bytes | Exception) -> bytes | RowError:
-    if isinstance(answer, FileNotFoundError | IsADirectoryError):
+    if isinstance(answer, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return RowError("missing_object", "the address names no object", stage="read")
     if isinstance(answer, PermissionError):
         return RowError("forbidden", str(answer)[:200] or "permission denied", stage="read")
+    if _code(answer) == "InvalidRange":
+        return b""  # S3 refuses to give the first byte of an object that has none
     if isinstance(answer, Exception):
         raise answer  # storage that fails after its retries is no fault of this image: the task is retried, then fails
     if len(answer) > MAX_IMAGE_BYTES:
         return RowError("too_large", f"the object has more than {MAX_IMAGE_BYTES} bytes", stage="read")
     return answer
+
+
+def _code(answer: bytes | Exception) -> str | None:
+    """The error code of S3's own answer, or None."""
+    response = getattr(getattr(answer, "__cause__", None), "response", {})
+    code: str | None = response.get("Error", {}).get("Code")
+    return code

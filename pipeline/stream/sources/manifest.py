@@ -57,13 +57,14 @@ def _entry(row: dict[str, Any], image: str | None, label: str | None, sample: st
 def _batches(filesystem: Any, path: str, address: str) -> Iterator[pa.RecordBatch]:
     try:
         with filesystem.open(path, "rb") as file:
-            if path.endswith(".parquet"):
+            if path.lower().endswith(".parquet"):
                 yield from pq.ParquetFile(file).iter_batches(batch_size=4096)
             else:
-                delimiter = "\t" if path.endswith(".tsv") else ","
+                delimiter = "\t" if path.lower().endswith(".tsv") else ","
                 names = csv.open_csv(file, parse_options=csv.ParseOptions(delimiter=delimiter)).schema.names
                 file.seek(0)
-                text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
+                types = dict.fromkeys(names, pa.string())
+                text = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
                 yield from csv.open_csv(file, parse_options=csv.ParseOptions(delimiter=delimiter), convert_options=text)
     except FileNotFoundError as error:
         raise InputError(f"manifest {address} does not exist; check --input") from error

@@ -65,7 +65,7 @@ def plan(
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, OSError) and from_storage(error):
             raise
-        return [{"options": {"image": image_field}}]
+        return [{"options": {"image": None}}]
     options = _options(schema, path, image_field, label_field, id_field)
     shards: list[dict[str, Any]] = []
     first = 0
@@ -113,6 +113,8 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
     try:
         with filesystem.open(path, "rb") as file:
             footer = pq.ParquetFile(file)
+            if options["image"] is None:
+                raise pa.ArrowInvalid("the footer was not readable when the job was planned; it is now: --overwrite")
             columns = [name for name in (options["image"], options.get("label"), options.get("id")) if name]
             for batch in footer.iter_batches(READ_ROWS, row_groups=options.get("groups"), columns=columns):
                 for values in batch.to_pylist():

@@ -125,6 +125,16 @@ def test_a_cut_file_is_one_reject(tmp_path: Path) -> None:
         assert codes(samples(path, tmp_path)) == ["unreadable_shard"], cut
 
 
+def test_a_file_that_was_written_meanwhile_is_no_guess(tmp_path: Path) -> None:
+    """Its columns were not known when the job was planned; labels must not be lost silently."""
+    (tmp_path / "a.parquet").write_bytes(b"half")
+    (shard,) = shards(tmp_path / "a.parquet", tmp_path)
+    write(tmp_path / "a.parquet", image=images(5), label=[*range(5)])
+    (sample,) = sources.read(shard, {})
+    assert codes([sample]) == ["unreadable_shard"]
+    assert "when the job was planned" in str(sample.error)
+
+
 def test_a_file_that_went_away_is_one_reject(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", image=images(5))
     (shard,) = shards(path, tmp_path)
