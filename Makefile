@@ -1,6 +1,7 @@
 # raylens: `make demo` and `make test` do all the set-up themselves.
 SHELL := /bin/bash
 PYTHON ?= python3
+DEMO ?= demo
 VENV := .venv
 BIN := $(VENV)/bin
 # Threads are set per actor by raylens; this only keeps the tools themselves from oversubscribing.
@@ -23,7 +24,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	touch $@
 
 demo: venv  ## make data, train a small network, explain it on local Ray, draw a contact sheet (S3=1: through a real S3 server)
-	$(BIN)/raylens demo --output demo $(if $(S3),--s3)
+	$(BIN)/raylens demo --output $(DEMO) $(if $(S3),--s3)
 
 lint: venv  ## ruff, mypy --strict, pydoclint
 	$(BIN)/ruff check .

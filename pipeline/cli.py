@@ -9,12 +9,28 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from pipeline.errors import RaylensError
 from pipeline.flags import pairs, parsed, with_flags
 from schemas.job import JobSpec
 
+
+class Commands(TyperGroup):
+    """The commands, and the way out of a stopped one; typer alone would leave with 130 and without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            number = signal.SIGTERM if str(error) == "SIGTERM" else signal.SIGINT
+            sys.stderr.write("\nstopped; what is finished is kept. Run the same command again to go on.\n")
+            sys.exit(128 + number)
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Explain what vision models look at, for every image of a data set.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -57,6 +73,29 @@ def _explain(values: dict[str, Any]) -> None:
         print_run(record, spec.output)
 
 
+def _gallery(values: dict[str, Any]) -> None:
+    """Draw one photograph by every method, and one method by every class.
+
+    [bold]raylens gallery --input photo.jpg --model timm:resnet50 --output gallery.png[/]
+    """
+    from pipeline.model import load
+    from pipeline.report.gallery import draw_gallery
+    from pipeline.stream.storage import open_filesystem
+
+    spec = parsed(JobSpec, {"output": "gallery.png", **values})
+    filesystem, path = open_filesystem(spec.input[0], spec.storage)
+    console = Console(stderr=True)
+    model = load(spec.model_spec(), storage=spec.storage)
+    target = draw_gallery(
+        model,
+        filesystem.cat_file(path),
+        Path(spec.output),
+        method=spec.method,
+        say=lambda name: console.print(f"  {name}"),
+    )
+    Console().print(f"gallery: [bold]{target}[/]", soft_wrap=True)
+
+
 def _model(values: dict[str, Any]) -> None:
     """Show what a model resolves to: weights, preprocessing, labels and the target layer, and why.
 
@@ -64,11 +103,14 @@ def _model(values: dict[str, Any]) -> None:
     """
     from pipeline.report.summary import print_model
 
-    spec = parsed(JobSpec, {"input": "-", "output": "-", **values})
+    spec = parsed(JobSpec, {"input": ["-"], "output": "-", **values})
     print_model(spec)
 
 
 app.command("explain")(with_flags(JobSpec, PANELS, _explain))
+app.command("gallery")(
+    with_flags(JobSpec, {"Gallery": ("config", "input", "output", "method", "storage"), "Model": MODEL_FLAGS}, _gallery)
+)
 app.command("model")(with_flags(JobSpec, {"Model": ("config", *MODEL_FLAGS, "storage")}, _model))
 
 
@@ -121,10 +163,6 @@ def main() -> None:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt as error:
-        number = signal.SIGTERM if str(error) == "SIGTERM" else signal.SIGINT
-        sys.stderr.write("\nstopped; what is finished is kept. Run the same command again to go on.\n")
-        sys.exit(128 + number)
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -97,7 +97,7 @@ def parsed(spec: type[Spec], values: Values) -> Spec:
     for name, value in given.items():
         info = spec.model_fields[name]
         if _is_mapping(info):
-            content[name] = {**content.get(name, {}), **pairs(name, value)}
+            content[name] = {**_mapping(name, content.get(name)), **pairs(name, value)}
         else:
             content[name] = _items(info, value) if isinstance(value, str) else value
     try:
@@ -118,6 +118,12 @@ def _file(path: Path | None) -> Values:
             f"--config {path} holds {type(content).__name__}, expected fields such as `input: s3://bucket/images`"
         )
     return content
+
+
+def _mapping(name: str, value: object) -> Values:
+    if value is not None and not isinstance(value, dict):
+        raise SpecError(f"{name}: expected KEY: VALUE lines in the file, found {value!r}")
+    return value or {}
 
 
 def pairs(name: str, items: list[str]) -> Values:

@@ -84,5 +84,6 @@ def scaled_for_half(maps: Tensor) -> tuple[Tensor, Tensor]:
     """
     peak = maps.abs().amax(dim=(1, 2))
     outside = ((peak > HALF_MAX) | (peak < HALF_MIN)) & (peak > 0) & peak.isfinite()
-    scale = torch.exp2(torch.floor(torch.log2(peak.where(outside, torch.ones_like(peak)))))
+    one = torch.ones_like(peak)
+    scale = torch.ldexp(one, torch.frexp(peak.where(outside, one)).exponent - 1)
     return maps / scale[:, None, None], scale

@@ -16,6 +16,12 @@ def _as_pair(value: object) -> object:
     return (value, value) if isinstance(value, int) else value
 
 
+def _as_channels(value: object) -> object:
+    """Lets the mean of a grey image be written as one number."""
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Channels = Annotated[tuple[float, ...], BeforeValidator(_as_channels)]
 Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_as_pair)]
 
 
@@ -41,8 +47,8 @@ class ModelSpec(Frozen):
     resize: PositiveInt | None = None
     resize_mode: ResizeMode | None = None
     interpolation: Interpolation | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
 
 
 class GraphSpec(Frozen):

@@ -17,7 +17,18 @@ from pydantic import (
     model_validator,
 )
 
-from schemas.graph import Device, Frozen, GraphSpec, HeatmapDtype, Interpolation, ModelSpec, Precision, ResizeMode, Size
+from schemas.graph import (
+    Channels,
+    Device,
+    Frozen,
+    GraphSpec,
+    HeatmapDtype,
+    Interpolation,
+    ModelSpec,
+    Precision,
+    ResizeMode,
+    Size,
+)
 
 SECRETS = ("key", "secret", "token", "password", "username", "credential", "connection_string")
 
@@ -86,8 +97,8 @@ class JobSpec(Frozen):
     resize: PositiveInt | None = Field(None, description="Size in px the image is resized to before the crop.")
     resize_mode: ResizeMode | None = Field(None, description="shortest side, squash both sides, or pad to a square.")
     interpolation: Interpolation | None = Field(None, description="Pillow filter of the resize.")
-    mean: tuple[float, ...] | None = Field(None, description="Channel means, of values in 0..1.")
-    std: tuple[float, ...] | None = Field(None, description="Channel standard deviations, of values in 0..1.")
+    mean: Channels | None = Field(None, description="Channel means, of values in 0..1.")
+    std: Channels | None = Field(None, description="Channel standard deviations, of values in 0..1.")
     # explanation
     method: str = Field("gradcam", description="Attribution method; `raylens methods` lists them.")
     method_args: dict[str, JsonValue] = Field(default_factory=dict, description="Parameters of the method.")

@@ -129,7 +129,7 @@ RULES: dict[Callable[..., Any], Callable[..., Tensor]] = {
 class LinearInterpreter(InputGradients):
     """Linear interpreter: the pixels' votes Σ_c A(x)_c x_c, where the network frozen at x is f(x) = A(x) x + b(x).
 
-    Signed. One pass frees the row A: the gradient of the frozen network, which is affine, is A wherever it is taken.
+    Signed. One pass gives the row A: the gradient of the frozen network, which is affine, is A wherever it is taken.
     On networks of ReLUs the map is input x gradient. Self-check: the bias share |b_c| / |f_c|, the part of the score
     that no pixel's vote explains.
 

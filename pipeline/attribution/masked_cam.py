@@ -1,5 +1,6 @@
 """CAMs without gradients: a channel's weight is what the score does when only it is left, or when it is taken away."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -36,6 +37,7 @@ class MaskedCAM(Method):
         maps = torch.einsum("nkc,nchw->nkhw", weights, features).relu()
         return Attribution(capture.logits, targets, maps)
 
+    @abstractmethod
     def weights(self, x: Tensor, capture: Capture, targets: Tensor, n: int) -> Tensor:
         """Weights of the channels for one image.
 
@@ -48,7 +50,6 @@ class MaskedCAM(Method):
         Returns:
             (k, C) float32.
         """
-        raise NotImplementedError
 
 
 class ScoreCAM(MaskedCAM):

@@ -7,21 +7,8 @@ import torch
 from torch import nn
 
 from pipeline.errors import ModelError
-from pipeline.model.dry_run import ENOUGH_CELLS, Observation, noise, observe, tensor_of
-from pipeline.model.layout import Kind, Layout, layout_of
-
-__all__ = [
-    "Kind",
-    "Layout",
-    "Observation",
-    "TargetLayer",
-    "choose",
-    "find_head",
-    "find_layer",
-    "layout_of",
-    "observe",
-    "tensor_of",
-]
+from pipeline.model.dry_run import ENOUGH_CELLS, Observation, noise, observe
+from pipeline.model.layout import Layout
 
 NAMED = "named in the job"
 LAST_STREAM = "last feature map that every path to the score passes and whose cells have a gradient"

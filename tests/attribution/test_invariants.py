@@ -259,6 +259,25 @@ def test_cam_is_refused_without_a_linear_head():
         assert "linear head" in METHODS["cam"].misfit(model)
 
 
+def test_normgrad_is_the_weight_gradient_of_a_real_identity_layer():
+    """One identity matrix for each cell behind the layer; autograd says what each would receive."""
+    model = relu_cnn("norm2")
+    x = images(model, 1).float()
+    height, width = model.layer.layout.grid
+    identity = torch.eye(model.layer.channels).repeat(height, width, 1, 1).requires_grad_()
+
+    def insert(_module, _args, output):
+        return torch.einsum("hwdc,nchw->ndhw", identity, output.detach())
+
+    handle = model.module.get_submodule(model.layer.name).register_forward_hook(insert)
+    try:
+        (gradient,) = torch.autograd.grad(model.module(x)[0, 1], identity)
+    finally:
+        handle.remove()
+    found = create("normgrad", model)(x, fixed(1)).maps[0, 0]
+    close(found, gradient.flatten(2).norm(dim=2))
+
+
 def test_normgrad_bias_is_refused_before_global_pooling():
     with pytest.raises(MethodError, match="constant"):
         create("normgrad", relu_cnn(), variant="bias")

@@ -14,7 +14,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from samples import jpeg, job
+from samples import job, jpeg
 
 from pipeline.jobs.explain import explain
 

@@ -128,7 +128,11 @@ def test_sigkill_of_a_node(tars: Path, tmp_path: Path, undisturbed: list[Row]) -
     """In a process of its own: a cluster of two nodes, of which one dies and another comes."""
     script = Path(__file__).with_name("node_kill.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tars), str(tmp_path / "out")], capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, str(script), str(tars), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "killed" in done.stdout

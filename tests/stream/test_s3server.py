@@ -71,10 +71,10 @@ def test_refresh_shows_files_written_behind_the_server(tmp_path: Path) -> None:
     with serve_s3(tmp_path) as server:
         server.bucket("bbb")
         fs = filesystem(server)
-        assert fs.ls("b") == []
-        (server.root / "b" / "late").write_bytes(b"x")
+        assert fs.ls("bbb") == []
+        (server.root / "bbb" / "late").write_bytes(b"x")
         server.refresh()
-        assert fs.ls("b") == ["bbb/late"]
+        assert fs.ls("bbb") == ["bbb/late"]
 
 
 def test_credentials_are_random_and_checked(tmp_path: Path) -> None:

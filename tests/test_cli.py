@@ -1,0 +1,319 @@
+"""The command: a flag for every field, one clear message for every error, and a clean way out."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from samples import jpeg, rows, state, write_tars
+from typer.testing import CliRunner
+
+from pipeline.attribution import METHODS
+from pipeline.cli import PANELS, app
+from pipeline.errors import SpecError
+from pipeline.flags import pairs, parsed
+from schemas.job import JobSpec
+
+RENAMED = {"model_args": "model-arg", "method_args": "method-arg"}
+NETWORK = {
+    "model": "module:pipeline.bias.tinycnn:tiny_cnn",
+    "weights": "random",
+    "size": 32,
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+}
+FLAGS = [
+    "--model", NETWORK["model"], "--weights", "random", "--size", "32", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5",
+    "--runner", "local", "--progress", "none",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tars")
+    write_tars(folder, shards=2, each=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    assert invoked("explain", "--input", str(tars), "--output", str(output), *FLAGS).exit_code == 0
+    return output
+
+
+def invoked(*arguments: str) -> Any:
+    return CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
+
+
+def raylens(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command as a process, with `main`'s exit codes."""
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, **options)
+
+
+def flat(text: str) -> str:
+    """Help without frames and colours."""
+    return re.sub(r"[\s│╭╮╰╯─]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", text))
+
+
+@pytest.fixture(scope="module")
+def explain_help() -> str:
+    result = invoked("explain", "--help")
+    assert result.exit_code == 0
+    return flat(result.output)
+
+
+@pytest.mark.parametrize("name", JobSpec.model_fields)
+def test_every_field_is_a_flag_with_its_description(explain_help: str, name: str) -> None:
+    assert f"--{RENAMED.get(name, name.replace('_', '-'))} " in explain_help + " "
+    description = str(JobSpec.model_fields[name].description)
+    words = [word for word in re.findall(r"\w{5,}", description) if word not in explain_help]
+    assert not words, "the description is not shown"
+
+
+def test_every_field_is_in_one_panel() -> None:
+    named = [name for names in PANELS.values() for name in names]
+    assert sorted(named) == sorted(["config", *JobSpec.model_fields])
+
+
+def test_help_without_arguments_lists_the_commands() -> None:
+    output = invoked().output
+    for command in ("explain", "model", "inspect", "methods", "demo"):
+        assert re.search(rf"\b{command}\b", output)
+
+
+def test_explain_with_flags_alone(run: Path) -> None:
+    assert state(run, "run.json")["images"] == 12
+    assert {row["method"] for row in rows(run)} == {"gradcam"}
+
+
+def test_a_flag_wins_over_the_file(tars: Path, tmp_path: Path) -> None:
+    config = {
+        "input": str(tars),
+        "output": str(tmp_path / "file"),
+        **NETWORK,
+        "runner": "local",
+        "method": "gradcam",
+        "limit": 2,
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
+    flags = ["--method", "eigencam", "--output", str(tmp_path / "flag"), "--progress", "none"]
+    assert invoked("explain", "--config", str(tmp_path / "job.yaml"), *flags).exit_code == 0
+    record = state(tmp_path / "flag", "run.json")
+    assert (record["spec"]["method"], record["spec"]["limit"], record["images"]) == ("eigencam", 2, 4)
+    assert not (tmp_path / "file").exists()
+
+
+def test_the_summary_is_printed(tars: Path, tmp_path: Path) -> None:
+    result = invoked("explain", "--input", str(tars), "--output", str(tmp_path / "out"), *FLAGS[:-1], "text")
+    assert result.exit_code == 0
+    assert "12 = 12 explained + 0 rejected" in flat(result.output)
+
+
+def test_key_value_pairs() -> None:
+    assert pairs("storage", ["anon=true", "endpoint_url=http://x:1?a=b", "n=3", "name=text", "list=[1, 2]", "e="]) == {
+        "anon": True, "endpoint_url": "http://x:1?a=b", "n": 3, "name": "text", "list": [1, 2], "e": None,
+    }  # fmt: skip
+    for wrong in ("anon", "=true", ""):
+        with pytest.raises(SpecError, match=r"--model-args .*expected KEY=VALUE"):
+            pairs("model_args", [wrong])
+
+
+def test_pairs_of_flags_are_added_to_those_of_the_file(tmp_path: Path) -> None:
+    config = {"input": "/a", "output": "/b", "model": "m", "model_args": {"depth": 3, "width": 4}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
+    spec = parsed(JobSpec, {"config": tmp_path / "job.yaml", "model_args": ["width=5", "name=x"]})
+    assert spec.model_args == {"depth": 3, "width": 5, "name": "x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("size", "224", (224, 224)),
+        ("size", "224x160", (224, 160)),
+        ("mean", "0.485,0.456,0.406", (0.485, 0.456, 0.406)),
+        ("std", "0.3", (0.3,)),
+        ("target", "7", "7"),
+        ("batch_size", "32", 32),
+        ("max_reject_share", "0.5", 0.5),
+        ("metrics_port", "0", 0),
+        ("seed", "-3", -3),
+        ("weights", "random", "random"),
+        ("layer", "features.3", "features.3"),
+        ("image_field", "1", "1"),
+        ("input", ["a.tar", "/b"], (f"{Path.cwd()}/a.tar", "/b")),
+    ],
+)
+def test_text_of_flags(name: str, text: Any, value: Any) -> None:
+    given = {"input": ["/a"], "output": "/b", "model": "m", name: text}
+    assert getattr(parsed(JobSpec, given), name) == value
+
+
+def test_switches() -> None:
+    given = ["--input", "/nowhere", "--output", "/b", *FLAGS]
+    for flag in ("--scaled-decoding", "--no-scaled-decoding", "--embedding", "--overwrite"):
+        assert "matches nothing" in str(invoked("explain", *given, flag).exception)
+    assert invoked("explain", *given, "--no-embedding").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--batch-size", "none"], 2, r"batch_size: .*found 'none'"),
+        (["--format", "zip"], 2, r"format: Input should be 'auto', 'folder'.*found 'zip'"),
+        (["--mean", "0.5", "--std", "0.5,0.5"], 2, r"mean has 1 and std 2 values"),
+        (["--storage", "anon"], 2, r"--storage 'anon': expected KEY=VALUE"),
+        (["--nosuchflag"], 2, r"No such option: --nosuchflag"),
+        (["--config", "/nowhere.yaml"], 2, r"--config /nowhere.yaml cannot be read"),
+        (["--input", "/nowhere"], 3, r"InputError: input /nowhere matches nothing"),
+        (["--model", "timm:nosuchmodel"], 4, r"ModelError: .*nosuchmodel"),
+        (["--method", "nosuchmethod"], 5, r"MethodError: no method is named"),
+        (["--target", "top:99"], 2, r"SpecError: target 'top:99': K must be 1..4"),
+    ],
+)
+def test_errors_have_one_message_and_a_code(
+    tars: Path, tmp_path: Path, flags: list[str], code: int, message: str
+) -> None:
+    result = raylens("explain", "--input", str(tars), "--output", str(tmp_path / "out"), *FLAGS, *flags)
+    assert re.search(message, flat(result.stderr)), result.stderr
+    assert result.returncode == code
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(SpecError) as caught:
+        parsed(JobSpec, {"output": "/b"})
+    assert "input: missing; add --input or `input:` in the file" in str(caught.value)
+    assert "model: missing; add --model" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nosuchfield: 3", "nosuchfield: no such field"),
+        ("- a\n- b", "holds list, expected fields"),
+        ("a: [", "cannot be read"),
+        ("method_args: 3", "method_args: "),
+    ],
+)
+def test_a_wrong_file_is_a_clear_error(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "job.yaml").write_text(content)
+    with pytest.raises(SpecError, match=message):
+        parsed(
+            JobSpec,
+            {"config": tmp_path / "job.yaml", "input": ["/a"], "output": "/b", "model": "m", "method_args": ["a=1"]},
+        )
+
+
+def test_an_output_of_another_job_and_too_many_rejects_have_their_codes(run: Path, tmp_path: Path) -> None:
+    tars = json.loads((run / "run.json").read_text())["spec"]["input"][0]
+    other = raylens("explain", "--input", tars, "--output", str(run), *FLAGS, "--method", "eigencam")
+    assert (other.returncode, "method: 'gradcam' there, 'eigencam' now" in other.stderr) == (6, True)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"broken")
+    rejects = raylens("explain", "--input", str(tmp_path / "images"), "--output", str(tmp_path / "out"), *FLAGS)
+    assert (rejects.returncode, "1 of 1 images were rejected" in rejects.stderr) == (9, True)
+
+
+def test_model_shows_what_is_resolved(tmp_path: Path) -> None:
+    result = invoked("model", *FLAGS[:10])
+    shown = flat(result.output)
+    assert result.exit_code == 0
+    for part in ("TinyCNN", "4 classes", "3 x 32 x 32", "(0.5, 0.5, 0.5)", "features.3: 64 maps of 4 x 4", "why"):
+        assert part in shown
+    (tmp_path / "job.yaml").write_text(
+        yaml.safe_dump({**NETWORK, "input": "/a", "output": "/b", "layer": "features.1"})
+    )
+    assert "features.1" in invoked("model", "--config", str(tmp_path / "job.yaml")).output
+
+
+def test_methods_lists_every_method() -> None:
+    output = invoked("methods").output
+    assert [name for name in METHODS if name not in output] == []
+
+
+def test_inspect_prints_and_draws(run: Path, tmp_path: Path) -> None:
+    result = invoked("inspect", str(run), "--sheet", str(tmp_path / "sheet.png"), "--images", "5")
+    assert result.exit_code == 0
+    shown = flat(result.output)
+    record = state(run, "run.json")
+    for part in (
+        "12 = 12 explained",
+        f"{record['correct'] / 12:.3f} of 12 labelled",
+        "most predicted",
+        record["graph_digest"],
+    ):
+        assert part in shown
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.format == "PNG"
+    assert len(set(sheet.convert("L").getdata())) > 100
+    assert invoked("inspect", str(run)).exit_code == 0
+    assert (run / "contact-sheet.png").exists()
+
+
+def test_inspect_of_something_else(tmp_path: Path) -> None:
+    result = raylens("inspect", str(tmp_path))
+    assert (result.returncode, "no run of raylens" in result.stderr) == (6, True)
+
+
+def test_a_factory_beside_the_job_is_found(tars: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from pipeline.bias.tinycnn import tiny_cnn as factory\n")
+    flags = [*FLAGS, "--model", "module:mine:factory", "--output", "out", "--input", str(tars)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    result = raylens("explain", *flags, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert state(tmp_path / "out", "run.json")["images"] == 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_cleanly_and_a_rerun_completes(tmp_path: Path, number: signal.Signals) -> None:
+    """Images of a slow network: the job would run for minutes."""
+    (tmp_path / "slow.py").write_text(
+        "import os, time, torch\nfrom pipeline.bias.tinycnn import TinyCNN\n"
+        "class Slow(TinyCNN):\n"
+        "    def forward(self, x):\n"
+        "        time.sleep(float(os.environ['DELAY']) if len(x) == 4 else 0)\n"
+        "        return super().forward(x)\n"
+        "def factory(): return Slow(4)\n"
+    )
+    for index in range(40):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{index:02d}.jpg").write_bytes(jpeg(index))
+    script = "import pipeline.stream.steps as steps; steps.BLOCK_BYTES = 1; from pipeline.cli import main; main()"
+    flags = [*FLAGS, "--model", "module:slow:factory", "--batch-size", "4", "--input", "images", "--output", "out"]
+    command = [sys.executable, "-c", script, "explain", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "DELAY": "0.5"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("out/_raylens/fragments/*/*.parquet")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, message = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "Run the same command again to go on" in message
+    assert "Traceback" not in message
+    done = len(list(tmp_path.glob("out/_raylens/fragments/*/*.parquet")))
+    assert 0 < done < 10
+    assert not (tmp_path / "out" / "run.json").exists()
+    again = subprocess.run(
+        command,
+        check=False,
+        cwd=tmp_path,
+        env={**environment, "DELAY": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert again.returncode == 0, again.stderr
+    assert [row["sample_id"] for row in rows(tmp_path / "out")] == [f"{index:02d}.jpg" for index in range(40)]
