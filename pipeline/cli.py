@@ -64,10 +64,10 @@ def _explain(values: dict[str, Any]) -> None:
     Run the same command again after an interruption: it does what is missing. Look at the result with
     [bold]raylens inspect OUT[/].
     """
+    spec = parsed(JobSpec, values)  # before torch is loaded, so that a wrong flag is told at once
     from pipeline.jobs.explain import explain
     from pipeline.report.summary import print_run
 
-    spec = parsed(JobSpec, values)
     record = explain(spec)
     if spec.progress != "none":
         print_run(record, spec.output)
@@ -101,9 +101,9 @@ def _model(values: dict[str, Any]) -> None:
 
     [bold]raylens model --model timm:resnet50[/]
     """
+    spec = parsed(JobSpec, {"input": ["-"], "output": "-", **values})
     from pipeline.report.summary import print_model
 
-    spec = parsed(JobSpec, {"input": ["-"], "output": "-", **values})
     print_model(spec)
 
 

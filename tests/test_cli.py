@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from samples import jpeg, rows, state, write_tars
 from typer.testing import CliRunner
 
 from pipeline.attribution import METHODS
-from pipeline.cli import PANELS, app
+from pipeline.cli import PANELS, app, main
 from pipeline.errors import SpecError
 from pipeline.flags import pairs, parsed
+from pipeline.stream import steps
 from schemas.job import JobSpec
 
 RENAMED = {"model_args": "model-arg", "method_args": "method-arg"}
@@ -55,10 +57,21 @@ def invoked(*arguments: str) -> Any:
     return CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
 
 
-def raylens(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The command as a process, with `main`'s exit codes."""
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, **options)
+@pytest.fixture
+def raylens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """`main`, with its exit code and what it writes to stderr."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["raylens", *arguments])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return int(caught.value.code or 0), flat(capsys.readouterr().err)
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, before)
 
 
 def flat(text: str) -> str:
@@ -182,12 +195,11 @@ def test_switches() -> None:
     ],
 )
 def test_errors_have_one_message_and_a_code(
-    tars: Path, tmp_path: Path, flags: list[str], code: int, message: str
+    raylens: Any, tars: Path, tmp_path: Path, flags: list[str], code: int, message: str
 ) -> None:
-    result = raylens("explain", "--input", str(tars), "--output", str(tmp_path / "out"), *FLAGS, *flags)
-    assert re.search(message, flat(result.stderr)), result.stderr
-    assert result.returncode == code
-    assert "Traceback" not in result.stderr
+    found, text = raylens("explain", "--input", str(tars), "--output", str(tmp_path / "out"), *FLAGS, *flags)
+    assert re.search(message, text), text
+    assert found == code
     assert not (tmp_path / "out").exists()
 
 
@@ -216,22 +228,25 @@ def test_a_wrong_file_is_a_clear_error(tmp_path: Path, content: str, message: st
         )
 
 
-def test_an_output_of_another_job_and_too_many_rejects_have_their_codes(run: Path, tmp_path: Path) -> None:
+def test_an_output_of_another_job_and_too_many_rejects_have_their_codes(
+    raylens: Any, run: Path, tmp_path: Path
+) -> None:
     tars = json.loads((run / "run.json").read_text())["spec"]["input"][0]
-    other = raylens("explain", "--input", tars, "--output", str(run), *FLAGS, "--method", "eigencam")
-    assert (other.returncode, "method: 'gradcam' there, 'eigencam' now" in other.stderr) == (6, True)
+    code, text = raylens("explain", "--input", tars, "--output", str(run), *FLAGS, "--method", "eigencam")
+    assert (code, "method: 'gradcam' there, 'eigencam' now" in text) == (6, True)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(b"broken")
-    rejects = raylens("explain", "--input", str(tmp_path / "images"), "--output", str(tmp_path / "out"), *FLAGS)
-    assert (rejects.returncode, "1 of 1 images were rejected" in rejects.stderr) == (9, True)
+    code, text = raylens("explain", "--input", str(tmp_path / "images"), "--output", str(tmp_path / "out"), *FLAGS)
+    assert (code, "1 of 1 images were rejected" in text) == (9, True)
 
 
 def test_model_shows_what_is_resolved(tmp_path: Path) -> None:
     result = invoked("model", *FLAGS[:10])
     shown = flat(result.output)
     assert result.exit_code == 0
-    for part in ("TinyCNN", "4 classes", "3 x 32 x 32", "(0.5, 0.5, 0.5)", "features.3: 64 maps of 4 x 4", "why"):
+    for part in ("TinyCNN", "4 classes", "3 x 32 x 32", "(0.5, 0.5, 0.5)", "why"):
         assert part in shown
+    assert re.search(r"features\S*: 64 maps of 4 x 4", shown)
     (tmp_path / "job.yaml").write_text(
         yaml.safe_dump({**NETWORK, "input": "/a", "output": "/b", "layer": "features.1"})
     )
@@ -262,58 +277,69 @@ def test_inspect_prints_and_draws(run: Path, tmp_path: Path) -> None:
     assert (run / "contact-sheet.png").exists()
 
 
-def test_inspect_of_something_else(tmp_path: Path) -> None:
-    result = raylens("inspect", str(tmp_path))
-    assert (result.returncode, "no run of raylens" in result.stderr) == (6, True)
+def test_inspect_of_something_else(raylens: Any, tmp_path: Path) -> None:
+    code, text = raylens("inspect", str(tmp_path))
+    assert (code, "no run of raylens" in text) == (6, True)
 
 
-def test_a_factory_beside_the_job_is_found(tars: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("from pipeline.bias.tinycnn import tiny_cnn as factory\n")
-    flags = [*FLAGS, "--model", "module:mine:factory", "--output", "out", "--input", str(tars)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    result = raylens("explain", *flags, cwd=tmp_path, env=environment)
-    assert result.returncode == 0, result.stderr
-    assert state(tmp_path / "out", "run.json")["images"] == 12
+def test_success_is_zero(raylens: Any, run: Path) -> None:
+    tars = json.loads((run / "run.json").read_text())["spec"]["input"][0]
+    assert raylens("explain", "--input", tars, "--output", str(run), *FLAGS)[0] == 0
+
+
+def test_names_with_brackets_are_shown_as_they_are(tars: Path, tmp_path: Path) -> None:
+    output = tmp_path / "[bold]x[/y]"
+    result = invoked("explain", "--input", str(tars), "--output", str(output), *FLAGS[:-1], "json")
+    assert result.exit_code == 0, result.exception
+    shown = invoked("inspect", str(output), "--sheet", str(tmp_path / "a.png")).output
+    assert "[bold]x[/y]" in result.output
+    assert "[bold]x[/y]" in shown
+
+
+SLOW = """
+import os, time
+import pipeline.stream.steps as steps
+from pipeline.bias.tinycnn import TinyCNN
+
+steps.BLOCK_BYTES = 1  # a commit a batch
+
+class Slow(TinyCNN):
+    def forward(self, x):
+        time.sleep(float(os.environ["DELAY"]) if len(x) == 4 else 0)
+        return super().forward(x)
+
+def factory():
+    return Slow(4)
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_cleanly_and_a_rerun_completes(tmp_path: Path, number: signal.Signals) -> None:
-    """Images of a slow network: the job would run for minutes."""
-    (tmp_path / "slow.py").write_text(
-        "import os, time, torch\nfrom pipeline.bias.tinycnn import TinyCNN\n"
-        "class Slow(TinyCNN):\n"
-        "    def forward(self, x):\n"
-        "        time.sleep(float(os.environ['DELAY']) if len(x) == 4 else 0)\n"
-        "        return super().forward(x)\n"
-        "def factory(): return Slow(4)\n"
-    )
+def test_a_signal_stops_cleanly_and_a_rerun_completes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """On a network of ten batches that sleeps, found in the job's own folder."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "images").mkdir()
     for index in range(40):
-        (tmp_path / "images").mkdir(exist_ok=True)
         (tmp_path / "images" / f"{index:02d}.jpg").write_bytes(jpeg(index))
-    script = "import pipeline.stream.steps as steps; steps.BLOCK_BYTES = 1; from pipeline.cli import main; main()"
     flags = [*FLAGS, "--model", "module:slow:factory", "--batch-size", "4", "--input", "images", "--output", "out"]
-    command = [sys.executable, "-c", script, "explain", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "DELAY": "0.5"}
+    command = [str(Path(sys.executable).parent / "raylens"), "explain", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "DELAY": "0.7"}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("out/_raylens/fragments/*/*.parquet")) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(number)
         _, message = process.communicate(timeout=30)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, message
     assert "Run the same command again to go on" in message
     assert "Traceback" not in message
-    done = len(list(tmp_path.glob("out/_raylens/fragments/*/*.parquet")))
-    assert 0 < done < 10
+    assert 0 < len(list(tmp_path.glob("out/_raylens/fragments/*/*.parquet"))) < 10
     assert not (tmp_path / "out" / "run.json").exists()
-    again = subprocess.run(
-        command,
-        check=False,
-        cwd=tmp_path,
-        env={**environment, "DELAY": "0"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert again.returncode == 0, again.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slow", raising=False)
+    monkeypatch.setenv("DELAY", "0")
+    monkeypatch.setattr(steps, "BLOCK_BYTES", steps.BLOCK_BYTES)  # restored afterwards
+    assert invoked("explain", *flags).exit_code == 0
     assert [row["sample_id"] for row in rows(tmp_path / "out")] == [f"{index:02d}.jpg" for index in range(40)]

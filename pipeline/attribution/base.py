@@ -124,6 +124,9 @@ class Method(ABC):
 class Capture:
     """The target layer's output in one forward pass, cut from what came before it.
 
+    Args:
+        model: knows the layer's layout.
+
     Attributes:
         output: the layer's output as a leaf of the gradient graph.
         logits: (N, K) float32.

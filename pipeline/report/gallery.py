@@ -82,7 +82,7 @@ def _by_method(name: str, model: LoadedModel, x: Tensor, say: Say) -> Picture:
     try:
         result = create(name, model, **parameters)(x, lambda logits: logits.argmax(1, keepdim=True), torch.tensor([0]))
     except MethodError as error:
-        return Picture(name, str(error).partition(": ")[2], None)
+        return Picture(name, str(error).partition(": ")[2].partition("; these can")[0], None)
     check = "" if result.check is None else f"check {float(result.check[0, 0]):.3g}"
     given = ", ".join(f"{key} {value}" for key, value in parameters.items())
     return Picture(name, " ".join(part for part in (given, check) if part), result.maps[0, 0].numpy())
@@ -115,7 +115,7 @@ def _grid(image: Image.Image, pictures: list[Picture], title: str) -> Image.Imag
             sheet.paste(photograph, (x, y))
         else:
             _reason(pen, picture.remark, x, y)
-        pen.text((x, y + SIDE + 2), _cut(picture.title, 26), fill="black", font=ImageFont.load_default(15))
+        pen.text((x, y + SIDE + 2), _cut(picture.title, 22), fill="black", font=ImageFont.load_default(15))
         remark = picture.remark if picture.heatmap is not None else ""
         pen.text((x, y + SIDE + 20), _cut(remark, 34), fill=(90, 90, 90), font=ImageFont.load_default(11))
     return sheet

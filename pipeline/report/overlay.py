@@ -1,11 +1,15 @@
 """Heatmaps for the eye: the only place where a map is normalised."""
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 OPACITY = 0.55
+PIXELS = 64 * 64  # maps with more cells are pixel maps: a few outliers would hide all else
+DISPLAYED_SHARE = 0.995
 
 
 def overlay(
@@ -13,25 +17,37 @@ def overlay(
 ) -> Image.Image:
     """Lays a heatmap over an image.
 
-    Maps without negative cells use the whole colour range from 0 to their maximum; signed maps are shown by a
-    diverging range about 0.
+    Maps without negative cells use the whole colour range from their minimum to their maximum. Signed maps are shown
+    over the image in grey, by a diverging range about 0: red speaks for the class, blue against it. Pixel maps are
+    clipped at the 99.5th percentile of their magnitude.
 
     Args:
         image: RGB, the model's crop.
         heatmap: (h, w) raw map.
-        colormap: of matplotlib; `signed` maps take `coolwarm` whatever is asked for.
-        opacity: of the strongest colour, 0..1.
+        colormap: of matplotlib, for maps without negative cells.
+        opacity: of the colours, 0..1.
 
     Returns:
         An RGB image of the same size.
     """
-    values = heatmap.astype(np.float32)
-    signed = bool((values < 0).any()) and abs(float(values.min())) > 0.05 * float(values.max(initial=0))
-    peak = float(np.abs(values).max(initial=0)) or 1.0
-    unit = 0.5 + 0.5 * values / peak if signed else values.clip(min=0) / peak
-    large = Image.fromarray(unit).resize(image.size, Image.Resampling.BICUBIC)
-    scale = np.asarray(large).clip(0, 1)
-    colours = mpl.colormaps["coolwarm" if signed else colormap](scale)[..., :3] * 255
-    alpha = opacity * (np.abs(scale - 0.5) * 2 if signed else np.full_like(scale, 1.0))[..., None]
-    mixed = np.asarray(image.convert("RGB"), dtype=np.float32) * (1 - alpha) + colours * alpha
+    values = np.nan_to_num(heatmap.astype(np.float32))
+    magnitude = np.abs(values)
+    peak = float(np.quantile(magnitude, DISPLAYED_SHARE) if values.size > PIXELS else magnitude.max(initial=0)) or 1.0
+    if values.min(initial=0) < -0.05 * values.max(initial=0):
+        unit = _resized((values / peak).clip(-1, 1), image)
+        colours = mpl.colormaps["bwr"](0.5 + 0.5 * unit)[..., :3] * 255
+        return _mixed(image.convert("L").convert("RGB"), colours, (0.95 * np.sqrt(np.abs(unit)))[..., None])
+    low = float(values.clip(min=0).min(initial=peak))
+    unit = _resized(((values - low) / max(peak - low, 1e-12)).clip(0, 1), image)
+    colours = mpl.colormaps[colormap](unit)[..., :3] * 255
+    return _mixed(image.convert("RGB"), colours, np.full((*unit.shape, 1), opacity, np.float32))
+
+
+def _resized(unit: NDArray[np.float32], image: Image.Image) -> NDArray[np.float32]:
+    large = Image.fromarray(unit.astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
+    return np.asarray(large).clip(-1 if unit.min() < 0 else 0, 1)
+
+
+def _mixed(image: Image.Image, colours: NDArray[Any], alpha: NDArray[Any]) -> Image.Image:
+    mixed = np.asarray(image, dtype=np.float32) * (1 - alpha) + colours * alpha
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))

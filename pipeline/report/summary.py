@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.errors import OutputError
@@ -45,12 +46,20 @@ def print_run(record: RunRecord, output: str) -> None:
         record: of the job.
         output: address of the output.
     """
-    table = Table(title=f"{output}", title_justify="left", show_header=False)
+    table = _two_columns(output)
     for name, value in _facts(record):
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     console = Console()
     console.print(table)
-    console.print(f"Look at it: [bold]raylens inspect {output}[/]", soft_wrap=True)
+    console.print(f"Look at it: [bold]raylens inspect {escape(output)}[/]", soft_wrap=True)
+
+
+def _two_columns(title: str) -> Table:
+    """Names and values; a digest is folded, not cut."""
+    table = Table(title=escape(title), title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    return table
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -100,7 +109,7 @@ def inspect_run(output: str, storage: dict[str, Any], *, sheet: str | None, imag
     title = f"{record.spec['method']} · {model['source']} · {model['layer']['name']} · {record.explained} images"
     target = Path(sheet) if sheet else Path(output if "://" not in output else ".") / "contact-sheet.png"
     draw(sampled(ledger, saved, images), title).save(target)
-    Console().print(f"contact sheet: [bold]{target}[/]", soft_wrap=True)
+    Console().print(f"contact sheet: [bold]{escape(str(target))}[/]", soft_wrap=True)
     return target
 
 
@@ -134,7 +143,7 @@ def _print_confidence(confidence: Confidence) -> None:
     console = Console()
     console.print(table)
     common = ", ".join(f"{name} ({count})" for name, count in confidence.classes.most_common(5))
-    console.print(f"most predicted: {common}", soft_wrap=True)
+    console.print(f"most predicted: {escape(common)}", soft_wrap=True)
 
 
 def print_model(spec: JobSpec) -> None:
@@ -145,7 +154,7 @@ def print_model(spec: JobSpec) -> None:
     """
     model = load(spec.model_spec(), storage=spec.storage)
     shape, layer = model.preprocessing, model.layer
-    table = Table(title=spec.model, title_justify="left", show_header=False)
+    table = _two_columns(spec.model)
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     rows = [
         ("network", f"{type(model.module).__name__}, {parameters / 1e6:.1f} M parameters, {model.classes} classes"),
@@ -166,7 +175,7 @@ def print_model(spec: JobSpec) -> None:
         ("embedding", f"input of {model.head}" if model.head else "none: the network does not end in a linear layer"),
     ]
     for name, value in rows:
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""Runs a job on a cluster of two nodes, kills one with SIGKILL while it works, adds another. Arguments: input, output."""
+"""Runs a job on a cluster of two nodes, kills one while it works, and adds another. Arguments: input, output."""
 
 import os
 import sys

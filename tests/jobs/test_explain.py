@@ -230,7 +230,7 @@ def test_limit_takes_the_first_of_every_shard(tars: Path, tmp_path: Path) -> Non
         ({"model": "timm:nosuchmodel"}, ModelError, "nosuchmodel"),
         ({"model": "resnet50"}, ModelError, "is not an address"),
         ({"weights": "/nowhere/a.safetensors"}, ModelError, "does not exist"),
-        ({"layer": "nowhere"}, ModelError, "has no layer 'nowhere'"),
+        ({"layer": "nowhere"}, ModelError, "layer 'nowhere' did not run"),
         ({"method": "nomethod"}, MethodError, "no method is named"),
         ({"method_args": {"x": 1}}, MethodError, "has no parameter x"),
         ({"method": "eigencam", "target": "runner-up"}, MethodError, "same map for every class"),

@@ -1,0 +1,178 @@
+"""Who may import whom: ARCHITECTURE's direction, in fresh processes and in the source."""
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("schemas", "pipeline", "serve")
+RAY = ("pipeline/stream/dataset.py", "pipeline/jobs/", "serve/")
+ORDER = (
+    ("pipeline.errors", "pipeline.model"),
+    ("pipeline.attribution", "pipeline.heatmap"),
+    ("pipeline.graph", "pipeline.records", "pipeline.target"),
+    ("pipeline.stream.dataset",),
+    ("pipeline.jobs",),
+    ("pipeline.cli",),
+)
+"""From the bottom to the top; a level imports itself and those before it."""
+
+METHODS_OF_METHODS = {"pipeline.attribution.meta", "pipeline.attribution.multilayer"}
+"""These look others up in `METHODS`, which names them."""
+
+
+def sources() -> list[Path]:
+    return sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def for_checking_only(tree: ast.AST) -> set[ast.AST]:
+    """What stands below `if TYPE_CHECKING`: never run."""
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    return {inner for block in blocks for statement in block.body for inner in ast.walk(statement)}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its top or within a function; `from a import b` gives a and a.b."""
+    tree = ast.parse((ROOT / path).read_text())
+    skipped = for_checking_only(tree)
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def level(name: str) -> int | None:
+    return next((index for index, names in enumerate(ORDER) if within(name, names)), None)
+
+
+def _used(name: str, package: str) -> bool:
+    """Whether a module imports its own package for more than a module in it."""
+    path = next(path for path in sources() if module(path) == name)
+    names = {module(path) for path in sources()}
+    return any(other.startswith(f"{package}.") and other not in names for other in imported(path)) or (
+        f"from {package.rpartition('.')[0]} import {package.rpartition('.')[2]}" in (ROOT / path).read_text()
+    )
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    """What each of our modules imports of our own; a name that is no module is left out."""
+    names = {module(path) for path in sources()}
+    found = {module(path): {name for name in imported(path) if name in names} for path in sources()}
+    for name, others in found.items():  # `from package import module` within the package does not need the package
+        others -= {other for other in others if name.startswith(f"{other}.") and not _used(name, other)}
+    return found
+
+
+def reached(graph: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for name in graph[waiting.pop()] - found:
+            found.add(name)
+            waiting.append(name)
+    return found
+
+
+def test_the_scan_sees_what_it_should(graph: dict[str, set[str]]) -> None:
+    assert len(graph) > 50
+    assert "pipeline.jobs.explain" in graph["pipeline.cli"], "within a function"
+    assert "pipeline.stream.sources.folder" in graph["pipeline.stream.sources"], "from package import module"
+    assert "pipeline.graph" not in graph["pipeline.records"], "for type checking only"
+    assert any("ray" in imported(path) for path in sources())
+
+
+@pytest.mark.parametrize("path", sources(), ids=str)
+def test_direction_between_packages(path: Path) -> None:
+    above = PACKAGES[PACKAGES.index(path.parts[0]) + 1 :]
+    assert [name for name in imported(path) if within(name, above)] == []
+
+
+@pytest.mark.parametrize("path", sources(), ids=str)
+def test_only_the_wiring_knows_ray(path: Path) -> None:
+    if not str(path).startswith(RAY):
+        assert [name for name in imported(path) if within(name, ("ray",))] == []
+
+
+def test_order_within_pipeline(graph: dict[str, set[str]]) -> None:
+    """Over any number of modules between."""
+    for name in graph:
+        own = level(name)
+        if own is not None:
+            above = {other for other in reached(graph, name) if (level(other) or 0) > own}
+            assert above == set(), f"{name} reaches what stands above it"
+
+
+def test_errors_import_nothing_of_ours(graph: dict[str, set[str]]) -> None:
+    assert graph["pipeline.errors"] == set()
+
+
+def test_no_module_imports_itself_in_a_circle(graph: dict[str, set[str]]) -> None:
+    packages = {name for name in graph if (ROOT / name.replace(".", "/")).is_dir()}
+    circles = {name for name in graph if name not in packages and name in reached(graph, name)}
+    assert circles <= METHODS_OF_METHODS
+
+
+def loaded(statement: str, *names: str) -> set[str]:
+    """Which of some modules a fresh process has loaded after a statement."""
+    code = f"{statement}\nimport sys\nprint(*[name for name in {names!r} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(done.stdout.split())
+
+
+def test_schemas_load_neither_torch_nor_ray() -> None:
+    statement = "import " + ", ".join(module(path) for path in sources() if path.parts[0] == "schemas")
+    assert loaded(statement, "torch", "ray", "pipeline", "serve", "schemas.job") == {"schemas.job"}
+
+
+def test_the_graph_and_the_steps_load_without_ray() -> None:
+    names = (
+        "graph", "attribution", "model", "records", "heatmap", "target", "errors", "report.sheet", "stream.decode",
+        "stream.ledger", "stream.parts", "stream.steps", "stream.sources", "stream.storage", "jobs.explain",
+    )  # fmt: skip
+    statement = "import " + ", ".join(f"pipeline.{name}" for name in names)
+    assert loaded(statement, "ray", "serve", "torch") == {"torch"}
+
+
+def test_a_local_job_does_not_load_ray(tmp_path: Path) -> None:
+    statement = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "from pathlib import Path\nfrom samples import job, write_tars\nfrom pipeline.jobs.explain import explain\n"
+        f"root = Path({str(tmp_path)!r})\nwrite_tars(root / 'in', shards=1, each=2)\n"
+        "assert explain(job(root / 'in', root / 'out')).images == 2"
+    )
+    assert loaded(statement, "ray", "torch") == {"torch"}
+
+
+def test_the_command_starts_fast() -> None:
+    assert (
+        loaded("import pipeline.cli", "torch", "ray", "pandas", "pyarrow", "timm", "transformers", "matplotlib")
+        == set()
+    )
+    started = time.process_time_ns()
+    usage = "import pipeline.cli, resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_utime)"
+    done = subprocess.run(
+        [sys.executable, "-c", usage], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert started > 0
+    assert float(done.stdout) < 2.5, "seconds of processor time"
