@@ -33,7 +33,7 @@ def overlay(
     values = np.nan_to_num(heatmap.astype(np.float32))
     magnitude = np.abs(values)
     peak = float(np.quantile(magnitude, DISPLAYED_SHARE) if values.size > PIXELS else magnitude.max(initial=0)) or 1.0
-    if values.min(initial=0) < -0.05 * values.max(initial=0):
+    if values.min(initial=0) < -0.05 * peak:
         unit = _resized((values / peak).clip(-1, 1), image)
         colours = mpl.colormaps["bwr"](0.5 + 0.5 * unit)[..., :3] * 255
         return _mixed(image.convert("L").convert("RGB"), colours, (0.95 * np.sqrt(np.abs(unit)))[..., None])
