@@ -147,7 +147,7 @@ def _run(spec: JobSpec, ledger: Ledger, shown: Display) -> RunRecord:
         top1 = golden.check(spec.golden, spec.golden_top1, model, spec.storage, max_pixels=spec.max_pixels)
         shown.say("golden set", top1=f"{top1:.3f}", required=spec.golden_top1)
     plan = ledger.plan() or _planned(spec, ledger, shown)
-    with connected(spec) as runner, published(spec) as metrics:
+    with connected(spec) as runner, published(spec, shown) as metrics:
         steps = prepared(spec, model, runner, ledger)
         coverage = _stream(steps, plan, runner, shown, metrics)
         counts = _sealed(steps, plan, coverage, runner, shown)

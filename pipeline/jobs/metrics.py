@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, push_to_gateway, start_http_server, write_to_textfile
 
-from pipeline.jobs.progress import Tally
+from pipeline.jobs.progress import Display, Tally
 from schemas.job import JobSpec
 
 JOB = "raylens_explain"
@@ -50,11 +50,14 @@ class JobMetrics:
 
 
 @contextmanager
-def published(spec: JobSpec) -> Iterator[JobMetrics]:
+def published(spec: JobSpec, shown: Display) -> Iterator[JobMetrics]:
     """Metrics of a job, published where the specification says, also when the job fails.
+
+    A text file or gateway that cannot be written to is said, and does not fail the job.
 
     Args:
         spec: of the job.
+        shown: told what could not be published.
 
     Yields:
         The metrics.
@@ -66,10 +69,17 @@ def published(spec: JobSpec) -> Iterator[JobMetrics]:
     try:
         yield metrics
     finally:
-        if spec.metrics_file is not None:
-            write_to_textfile(spec.metrics_file, metrics.registry)
-        if spec.metrics_pushgateway is not None:
-            push_to_gateway(spec.metrics_pushgateway, job=JOB, registry=metrics.registry)
+        try:
+            _hand_over(spec, metrics.registry)
+        except OSError as error:
+            shown.say("metrics are not published", reason=str(error))
         if server is not None:
             server.shutdown()
             server.server_close()
+
+
+def _hand_over(spec: JobSpec, registry: CollectorRegistry) -> None:
+    if spec.metrics_file is not None:
+        write_to_textfile(spec.metrics_file, registry)
+    if spec.metrics_pushgateway is not None:
+        push_to_gateway(spec.metrics_pushgateway, job=JOB, registry=registry)

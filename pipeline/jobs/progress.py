@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 import structlog
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as RemainingColumn
 
@@ -83,7 +84,7 @@ class RichDisplay:
 
     def say(self, event: str, **values: Any) -> None:
         """See `Display`."""
-        self.console.print(f"[bold cyan]{event}[/] {_sentence(values)}", highlight=False, soft_wrap=True)
+        self.console.print(f"[bold cyan]{event}[/] {escape(_sentence(values))}", highlight=False, soft_wrap=True)
 
     def update(self, tally: Tally, workers: str) -> None:
         """See `Display`."""

@@ -110,7 +110,6 @@ def test_a_live_line_that_was_never_started_closes() -> None:
     RichDisplay().close()
 
 
-@pytest.mark.xfail(strict=True, reason="say() does not escape: rich.markup.escape(_sentence(values)) mends it")
 def test_words_of_paths_are_not_taken_for_markup() -> None:
     shown = RichDisplay()
     screen = io.StringIO()
