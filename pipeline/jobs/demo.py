@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 
 from pipeline.bias import planted, tinycnn
@@ -47,7 +48,7 @@ def demo(folder: Path, *, s3: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = _train(folder)
     with _place(folder, s3=s3) as place:
-        _write_images(place)
+        _write_images(place, folder)
         spec = _spec(place, weights, folder)
         (folder / "job.yaml").write_text(yaml.safe_dump(_given(spec), sort_keys=False))
         explain(spec)
@@ -91,10 +92,12 @@ def _train(folder: Path) -> Path:
     return folder / "tinycnn.safetensors"
 
 
-def _write_images(place: Place) -> None:
+def _write_images(place: Place, folder: Path) -> None:
     spec = planted.regime("demo", n_images=EXPLAINED_IMAGES, seed=2)
     filesystem, path = fsspec.url_to_fs(f"{place.root}/images", **place.storage)
     planted.write_tars(spec, filesystem, path, shards=SHARDS, images_per_shard=EXPLAINED_IMAGES // SHARDS)
+    example = next(image for i in range(EXPLAINED_IMAGES) if (image := planted.render(spec, i)).cue >= 0)
+    Image.fromarray(example.image).save(folder / "example.png")
     console.print(f"[bold cyan]images[/] {EXPLAINED_IMAGES} in {SHARDS} WebDataset tars at {place.root}/images")
 
 

@@ -61,15 +61,23 @@ def _download(address: str, storage: Mapping[str, Any], sha256: str | None) -> P
         version = sha256 or str(filesystem.ukey(remote))
     except FileNotFoundError as error:
         raise ModelError(f"weights file {address} does not exist; check --weights and the storage options") from error
-    name = hashlib.sha256(f"{address} {version}".encode()).hexdigest()[:24]
-    target = cache_folder() / f"{name}{Path(remote).suffix}"
+    target = _cached(address, version)
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(target.with_suffix(".lock")):
         if not target.exists():
             partial = target.with_suffix(".partial")
             filesystem.get_file(remote, str(partial))
             partial.replace(target)
+        if sha256 is None:  # the workers of a job know the digest, and find the file by it
+            by_digest = _cached(address, digest_of(target))
+            by_digest.unlink(missing_ok=True)
+            by_digest.hardlink_to(target)
     return target
+
+
+def _cached(address: str, version: str) -> Path:
+    name = hashlib.sha256(f"{address} {version}".encode()).hexdigest()[:24]
+    return cache_folder() / f"{name}{Path(address).suffix}"
 
 
 @contextmanager

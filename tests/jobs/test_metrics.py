@@ -20,6 +20,7 @@ from pipeline.jobs.explain import explain
 from pipeline.jobs.metrics import JOB, JobMetrics, published
 from pipeline.jobs.progress import Silence, Tally
 
+SILENCE = Silence()
 LABELS = (("method", "gradcam"),)
 
 
@@ -162,11 +163,23 @@ def test_metrics_of_a_job(tmp_path: Path) -> None:
         explain(job(tmp_path / "a.tar", tmp_path / "other", **fields))
 
 
-def test_a_gateway_that_fails_does_not_undo_the_job(tmp_path: Path) -> None:
+def test_a_gateway_that_fails_does_not_undo_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The night's work is done: losing a metric must not look like losing the job."""
     write_tar(tmp_path / "a.tar", [("a", {"jpg": jpeg(0)})])
     with gateway(status=500) as (address, _):
-        record = explain(job(tmp_path / "a.tar", tmp_path / "out", metrics_pushgateway=address))
+        record = explain(job(tmp_path / "a.tar", tmp_path / "out", metrics_pushgateway=address, progress="json"))
     assert record.images == 1
+    assert "metrics are not published" in capsys.readouterr().err
     again = explain(job(tmp_path / "a.tar", tmp_path / "other", metrics_pushgateway="127.0.0.1:1"))
     assert again.images == 1
+
+
+def test_a_gateway_that_fails_does_not_hide_why_the_job_failed(tmp_path: Path) -> None:
+    given = job(tmp_path, tmp_path, metrics_pushgateway="127.0.0.1:1", metrics_file="/nowhere/raylens.prom")
+
+    def failing() -> None:
+        with published(given, SILENCE):
+            raise ValueError("the job failed")
+
+    with pytest.raises(ValueError, match="the job failed"):
+        failing()

@@ -1,0 +1,211 @@
+"""Methods against the plain forward pass and other libraries: alternating runs, medians, ratios. `make bench`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from timing import alternating, table
+from torch import Tensor
+
+from pipeline.attribution import METHODS, create
+from pipeline.errors import MethodError
+from pipeline.model import LoadedModel, load
+from schemas.graph import ModelSpec
+
+BATCH = 8
+ROUNDS = 5
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def network(name: str) -> LoadedModel:
+    return load(ModelSpec(source=f"timm:{name}", weights="random"))
+
+
+def inputs(count: int = BATCH) -> Tensor:
+    return torch.rand(count, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+
+def ours(model: LoadedModel, method: str, x: Tensor, **parameters: Any) -> Callable[[], object]:
+    bound = create(method, model, **parameters)
+    seeds = torch.arange(len(x))
+    return lambda: bound(x, lambda logits: logits.argmax(1, keepdim=True), seeds)
+
+
+def forward(model: LoadedModel, x: Tensor) -> Callable[[], object]:
+    def run() -> object:
+        with torch.no_grad():
+            return model.module(x)
+
+    return run
+
+
+def peer_cam(model: LoadedModel, name: str, x: Tensor) -> Callable[[], object]:
+    """pytorch-grad-cam's class of that name at the same layer, for the predicted class."""
+    import pytorch_grad_cam
+
+    layer = model.module.get_submodule(model.layer.name)
+    cam = getattr(pytorch_grad_cam, name)(model=model.module, target_layers=[layer])
+    return lambda: cam(input_tensor=x)
+
+
+def captum_gradcam(model: LoadedModel, x: Tensor) -> Callable[[], object]:
+    """captum's LayerGradCam with the pass that finds the predicted class."""
+    from captum.attr import LayerGradCam
+
+    method = LayerGradCam(model.module, model.module.get_submodule(model.layer.name))
+
+    def run() -> object:
+        with torch.no_grad():
+            predicted = model.module(x).argmax(1)
+        return method.attribute(x, target=predicted)
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2_100"])
+def test_gradcam(name: str) -> None:
+    """Goals: ÷ plain forward ≤ 1.03, pytorch-grad-cam ≥ 2.7 x, captum with its predicted-class pass ≥ 1.8 x."""
+    model, x = network(name), inputs()
+    candidates = {
+        "plain forward": forward(model, x),
+        "raylens gradcam, prediction included": ours(model, "gradcam", x),
+        "captum LayerGradCam and its prediction": captum_gradcam(model, x),
+        "pytorch-grad-cam GradCAM": peer_cam(model, "GradCAM", x.clone()),
+    }
+    seconds = alternating(candidates, rounds=ROUNDS)
+    table(f"Grad-CAM, {name}, batch {BATCH}, one thread", seconds, unit="s", against="plain forward")
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_eigencam_step() -> None:
+    """Goal for the projection alone: ≥ 10 x over pytorch-grad-cam's singular value decomposition on the CPU."""
+    from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
+
+    from pipeline.attribution.cam import leading_component
+
+    features = torch.rand(BATCH, 2048, 7, 7)
+    array = features.numpy()
+    seconds = alternating(
+        {"raylens": lambda: leading_component(features), "pytorch-grad-cam": lambda: get_2d_projection(array)}, rounds=3
+    )
+    table("Eigen-CAM's step, 2048 x 7 x 7, batch 8", seconds, unit="s", against="raylens")
+    assert seconds["raylens"] > 0
+
+
+@pytest.mark.parametrize(("method", "peer"), [("scorecam", "ScoreCAM"), ("ablationcam", "AblationCAM")])
+def test_masked_cams(method: str, peer: str) -> None:
+    """Goal: ≥ 2 x over pytorch-grad-cam."""
+    model = load(ModelSpec(source="timm:mobilenetv2_100", weights="random", layer="blocks.6"))
+    x = inputs(1)
+    candidates = {"raylens": ours(model, method, x), "pytorch-grad-cam": peer_cam(model, peer, x.clone())}
+    table(
+        f"{method}, MobileNetV2, 320 channels, 1 image",
+        alternating(candidates, rounds=1, warmup=0),
+        unit="s",
+        against="raylens",
+    )
+    assert model.layer.channels == 320
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2_100"])
+def test_integrated_gradients_and_occlusion(name: str) -> None:
+    """Goal: ≥ 1.3 x over captum."""
+    from captum.attr import IntegratedGradients, Occlusion
+
+    model, x = network(name), inputs(1)
+    with torch.no_grad():
+        predicted = model.module(x).argmax(1)
+    ig, occlusion = IntegratedGradients(model.module), Occlusion(model.module)
+    window = {"sliding_window_shapes": (3, 32, 32), "strides": (3, 16, 16)}
+    steps = {
+        "raylens ig": ours(model, "ig", x, steps=32),
+        "captum ig": lambda: ig.attribute(x, target=predicted, n_steps=32),
+    }
+    table(f"integrated gradients, {name}, 32 steps", alternating(steps, rounds=2), unit="s", against="raylens ig")
+    windows = {
+        "raylens occlusion": ours(model, "occlusion", x),
+        "captum occlusion": lambda: occlusion.attribute(x, target=predicted, **window),
+    }
+    table(f"occlusion, {name}", alternating(windows, rounds=1), unit="s", against="raylens occlusion")
+    assert predicted.shape == (1,)
+
+
+def rise_loop(model: LoadedModel, x: Tensor, masks: int) -> Callable[[], object]:
+    """The official loop's cost: one mask and one image a forward, kept in a list, then a matrix product."""
+
+    def run() -> object:
+        generator = torch.Generator().manual_seed(0)
+        kept, scores = [], []
+        with torch.no_grad():
+            for _ in range(masks):
+                grid = (torch.rand(1, 1, 7, 7, generator=generator) < 0.5).float()
+                mask = torch.nn.functional.interpolate(grid, size=(256, 256), mode="bilinear")[..., :224, :224]
+                kept.append(mask)
+                scores.append(model.module(x * mask).softmax(1))
+        return torch.cat(scores).T @ torch.cat(kept).flatten(1)
+
+    return run
+
+
+def test_rise() -> None:
+    """Goal: ≥ 1.5 x over the official loop."""
+    model, x = network("mobilenetv2_100"), inputs(1)
+    candidates = {"raylens rise": ours(model, "rise", x, masks=128), "loop of single masks": rise_loop(model, x, 128)}
+    table("RISE, MobileNetV2, 128 masks", alternating(candidates, rounds=2), unit="s", against="raylens rise")
+    assert model.classes == 1000
+
+
+SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "ig": ({"steps": 8}, {"steps": 64}),
+    "smoothgrad": ({"samples": 8}, {"samples": 64}),
+    "rise": ({"masks": 32}, {"masks": 512}),
+    "scorecam": ({"channels": 32}, {"channels": 320}),
+}
+
+
+@pytest.mark.parametrize("method", SIZES)
+def test_memory_does_not_grow_with_masks_or_steps(method: str) -> None:
+    """Resident memory after a small and a large number of forwards, in one process."""
+    model, x = network("mobilenetv2_100"), inputs(2)
+    process, used = psutil.Process(), []
+    for parameters in SIZES[method]:
+        ours(model, method, x, **parameters)()
+        used.append(process.memory_info().rss / 2**20)
+    table(f"memory, {method}", {str(p): value for p, value in zip(SIZES[method], used, strict=True)}, unit="MiB")
+    assert len(used) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2_100"])
+def test_on_a_gpu(name: str) -> None:
+    """The same table in bfloat16, channels-last: images/s of every method of one forward."""
+    model = load(ModelSpec(source=f"timm:{name}", weights="random"), device="cuda", precision="bfloat16")
+    x = inputs(128).cuda().bfloat16().contiguous(memory_format=torch.channels_last)
+
+    def timed(run: Callable[[], object]) -> Callable[[], object]:
+        def synchronised() -> object:
+            result = run()
+            torch.cuda.synchronize()
+            return result
+
+        return synchronised
+
+    candidates = {"plain forward": timed(forward(model, x))}
+    for method, kind in METHODS.items():
+        if kind.traits.forwards == "1":
+            try:
+                candidates[method] = timed(ours(model, method, x))
+            except MethodError as error:
+                print(f"{method}: {error}")
+    seconds = alternating(candidates, rounds=ROUNDS, warmup=2)
+    table(f"{name}, images/s", {method: len(x) / value for method, value in seconds.items()}, against="plain forward")
+    assert "gradcam" in seconds
