@@ -1,7 +1,9 @@
 """Where a job's steps run: Ray Data on a cluster, or this process."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -165,11 +167,25 @@ def connected(spec: JobSpec) -> Iterator[Runner]:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         path for path in sys.path if path
     )  # workers import what this process does
-    ray.init(**_ray_options(spec))
+    with _own_signals():
+        ray.init(**_ray_options(spec))
     try:
         yield RayRunner(spec)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keeps our way out on SIGTERM: Ray replaces the handler by one that ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ray_options(spec: JobSpec) -> dict[str, Any]:

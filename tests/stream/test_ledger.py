@@ -112,6 +112,11 @@ def test_gaps_and_shards_are_separate_fragments_in_any_order_of_rows(ledger: Led
             assert numbers == sorted(numbers)
 
 
+def test_a_single_missing_row_is_a_gap(ledger: Ledger) -> None:
+    ledger.commit(table(rows("a", 0, 1, 3)), METADATA)
+    assert ledger.coverage("a").missing(0) == [Span(2, 3), Span(4, 2**62)]
+
+
 def test_the_last_row_of_one_shard_may_precede_the_first_of_the_next(ledger: Ledger) -> None:
     ledger.commit(table([*rows("a", 0, 1), *rows("b", 2, 3)]), METADATA)
     assert (ledger.coverage("a").spans, ledger.coverage("b").spans) == ((Span(0, 2),), (Span(2, 4),))
