@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from pipeline.errors import RaylensError
+from pipeline.errors import InputError, RaylensError
 from pipeline.flags import pairs, parsed, with_flags
 from schemas.job import JobSpec
 
@@ -160,9 +160,18 @@ def main() -> None:
     try:
         app()
     except RaylensError as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
+        _fail(type(error).__name__, str(error), error.exit_code)
+    except Exception as error:
+        if not (isinstance(error, OSError) or type(error).__module__.startswith(("botocore", "aiobotocore"))):
+            raise
+        hint = "check the address, --storage (endpoint_url, key, secret, anon) and the space left; then run it again"
+        _fail("StorageError", f"{type(error).__name__}: {error}; {hint}", InputError.exit_code)
+
+
+def _fail(title: str, message: str, code: int) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]{title}[/]: ", end="")
+    sys.stderr.write(f"{message}\n")
+    sys.exit(code)
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -202,7 +202,7 @@ def _explanation(
         "layer": pa.array([graph.model.layer.name] * len(index), pa.string()),
     }
     if columns["check"] is not None:
-        values["check"] = pa.array(columns["check"][index, rank], pa.float32())
+        values["self_check"] = pa.array(columns["check"][index, rank], pa.float32())
     if columns["embedding"] is not None:
         flat = pa.array(columns["embedding"][index].reshape(-1), pa.float32())
         values["embedding"] = pa.FixedSizeListArray.from_arrays(flat, columns["embedding"].shape[1])

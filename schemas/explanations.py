@@ -57,7 +57,7 @@ STATISTICS: list[pa.Field] = [
         metadata={"unit": "x0, y0, x1, y1 of the top half of the mass, share of the side"},
     ),
     pa.field(
-        "check", pa.float32(), metadata={"unit": "the method's own check, see `raylens methods`; null without one"}
+        "self_check", pa.float32(), metadata={"unit": "the method's own check, see `raylens methods`; null without one"}
     ),
 ]
 REASON: list[pa.Field] = [

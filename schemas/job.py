@@ -10,7 +10,6 @@ from pydantic import (
     BeforeValidator,
     Field,
     JsonValue,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -149,9 +148,7 @@ class JobSpec(Frozen):
     progress: Literal["auto", "rich", "text", "json", "none"] = Field(
         "auto", description="rich on a terminal, text lines elsewhere."
     )
-    metrics_port: NonNegativeInt | None = Field(
-        None, description="Serve Prometheus metrics on this port of the driver."
-    )
+    metrics_port: PositiveInt | None = Field(None, description="Serve Prometheus metrics on this port of the driver.")
     metrics_pushgateway: str | None = Field(None, description="Push metrics to this Pushgateway address at the end.")
     metrics_file: str | None = Field(None, description="Write metrics to this text file (node exporter's format).")
 

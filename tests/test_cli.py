@@ -277,3 +277,19 @@ def test_a_signal_stops_cleanly_and_a_rerun_completes(
     monkeypatch.setattr(steps, "BLOCK_BYTES", steps.BLOCK_BYTES)  # restored afterwards
     assert invoked("explain", *flags).exit_code == 0
     assert [row["sample_id"] for row in rows(tmp_path / "out")] == [f"{index:02d}.jpg" for index in range(40)]
+
+
+def test_storage_that_refuses_is_one_message(s3: Any, tmp_path: Path) -> None:
+    bucket = s3.bucket("refused")
+    options = {**s3.storage_options(), "secret": "0" * 40}
+    (tmp_path / "job.yaml").write_text(
+        yaml.safe_dump({"input": f"s3://{bucket}/x/*.tar", "output": str(tmp_path / "out"), "storage": options})
+    )
+    flags = (
+        "--model module:pipeline.bias.tinycnn:tiny_cnn --weights random --size 32 --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5"
+    )
+    command = [sys.executable, "-m", "pipeline.cli", "explain", "--config", str(tmp_path / "job.yaml"), *flags.split()]
+    done = subprocess.run([*command, "--runner", "local"], capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "--storage" in done.stderr

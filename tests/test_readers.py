@@ -22,7 +22,7 @@ SHAPE = (4, 4)
 SCALARS = (
     "sample_id", "uri", "shard", "row", "width", "height", "label", "prediction", "prediction_name", "score", "margin",
     "entropy", "rank", "target", "target_score", "method", "layer", "heatmap_scale", "heatmap_max", "heatmap_min",
-    "mass_centre", "gini", "centroid_x", "centroid_y", "check",
+    "mass_centre", "gini", "centroid_x", "centroid_y", "self_check",
 )  # fmt: skip
 LISTS = ("top5", "top5_scores", "box", "embedding")
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, push_to_gateway, start_http_server, write_to_textfile
 
+from pipeline.errors import SpecError
 from pipeline.jobs.progress import Display, Tally
 from schemas.job import JobSpec
 
@@ -65,21 +66,28 @@ def published(spec: JobSpec, shown: Display) -> Iterator[JobMetrics]:
     metrics = JobMetrics(spec.method)
     server = None
     if spec.metrics_port is not None:
-        server, _ = start_http_server(spec.metrics_port, registry=metrics.registry)
+        try:
+            server, _ = start_http_server(spec.metrics_port, registry=metrics.registry)
+        except OSError as error:
+            raise SpecError(f"--metrics-port {spec.metrics_port} cannot be used ({error}); choose another") from error
     try:
         yield metrics
     finally:
-        try:
-            _hand_over(spec, metrics.registry)
-        except OSError as error:
-            shown.say("metrics are not published", reason=str(error))
+        for hand_over in (_write_file, _push):
+            try:
+                hand_over(spec, metrics.registry)
+            except OSError as error:
+                shown.say("metrics are not published", reason=str(error))
         if server is not None:
             server.shutdown()
             server.server_close()
 
 
-def _hand_over(spec: JobSpec, registry: CollectorRegistry) -> None:
+def _write_file(spec: JobSpec, registry: CollectorRegistry) -> None:
     if spec.metrics_file is not None:
         write_to_textfile(spec.metrics_file, registry)
+
+
+def _push(spec: JobSpec, registry: CollectorRegistry) -> None:
     if spec.metrics_pushgateway is not None:
         push_to_gateway(spec.metrics_pushgateway, job=JOB, registry=registry)

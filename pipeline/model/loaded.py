@@ -76,8 +76,8 @@ class LoadedModel:
         Raises:
             ModelError: no class or more than one class has that name.
         """
-        if name.lstrip("-").isdigit():
-            return self._in_range(int(name))
+        if re.fullmatch(r"-?\d+(\.0+)?", name):  # a column of numbers with gaps comes as 3.0
+            return self._in_range(int(float(name)))
         found = self._by_name.get(name.lower(), [])
         if len(found) == 1:
             return found[0]

@@ -43,7 +43,7 @@ class NoRetries(s3fs.S3FileSystem):  # type: ignore[misc]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with serve_s3(tmp_path_factory.mktemp("s3")) as running:
-        folder = running.root / running.bucket("b")
+        folder = running.root / running.bucket("bbb")
         (folder / "r").mkdir()
         for index in range(20):
             (folder / "r" / str(index)).write_bytes(SMALL)
@@ -84,14 +84,14 @@ def closed(endpoint: str) -> bool:
 
 @pytest.mark.parametrize("size", [0, 1, 200_000])
 def test_small_objects_pass(server: S3Server, tmp_path: Path, size: int) -> None:
-    key = "b/odd name+ü%20&=~/a=1.bin"
+    key = "bbb/odd name+ü%20&=~/a=1.bin"
     with FaultyS3(upstream=server.endpoint) as proxy:
         fs = connect(server, proxy)
         fs.pipe_file(key, SMALL[:size])
         assert fs.cat_file(key) == SMALL[:size]
         assert download(fs, key, tmp_path) == SMALL[:size]
         assert fs.info(key)["size"] == size
-        assert fs.ls("b/odd name+ü%20&=~") == [key]
+        assert fs.ls("bbb/odd name+ü%20&=~") == [key]
         fs.rm_file(key)
         assert not fs.exists(key)
     assert proxy.injected == {}
@@ -101,8 +101,8 @@ def test_small_objects_pass(server: S3Server, tmp_path: Path, size: int) -> None
 def test_ranged_reads_pass(server: S3Server) -> None:
     with FaultyS3(upstream=server.endpoint) as proxy:
         fs = connect(server, proxy)
-        assert fs.cat_file("b/large", start=11, end=5_000_011) == LARGE[11:5_000_011]
-        with fs.open("b/large", block_size=100_000, cache_type="none") as file:
+        assert fs.cat_file("bbb/large", start=11, end=5_000_011) == LARGE[11:5_000_011]
+        with fs.open("bbb/large", block_size=100_000, cache_type="none") as file:
             file.seek(-1000, 2)
             assert file.read() == LARGE[-1000:]
             file.seek(7)
@@ -112,12 +112,12 @@ def test_ranged_reads_pass(server: S3Server) -> None:
 def test_multipart_uploads_pass(server: S3Server) -> None:
     with FaultyS3(upstream=server.endpoint) as proxy:
         fs = connect(server, proxy)
-        with fs.open("b/parts-1", "wb", block_size=PART_BYTES) as file:
+        with fs.open("bbb/parts-1", "wb", block_size=PART_BYTES) as file:
             file.write(LARGE)
-        fs.pipe_file("b/parts-2", LARGE, chunksize=PART_BYTES)
-        assert fs.cat_file("b/parts-1") == fs.cat_file("b/parts-2") == LARGE
-    assert (server.root / "b" / "parts-1").read_bytes() == LARGE
-    assert (server.root / "b" / "parts-2").read_bytes() == LARGE
+        fs.pipe_file("bbb/parts-2", LARGE, chunksize=PART_BYTES)
+        assert fs.cat_file("bbb/parts-1") == fs.cat_file("bbb/parts-2") == LARGE
+    assert (server.root / "bbb" / "parts-1").read_bytes() == LARGE
+    assert (server.root / "bbb" / "parts-2").read_bytes() == LARGE
 
 
 class Recorder(http.server.BaseHTTPRequestHandler):
@@ -159,18 +159,18 @@ def test_a_chunked_put_with_a_trailer_passes_as_it_is(framing: str) -> None:
         with FaultyS3(upstream=f"http://127.0.0.1:{upstream.server_port}") as proxy:
             client = http.client.HTTPConnection(urlsplit(proxy.endpoint).netloc, timeout=5)
             data = [body] if framing == "chunked" else body
-            client.request("PUT", "/b/a%2Fb+c?x=%7E", data, sent | framed, encode_chunked=framing == "chunked")
+            client.request("PUT", "/bbb/a%2Fb+c?x=%7E", data, sent | framed, encode_chunked=framing == "chunked")
             assert client.getresponse().status == 200
             client.close()
         thread.join(5)
     assert Recorder.seen["body"] == body
-    assert Recorder.seen["target"] == "/b/a%2Fb+c?x=%7E"
+    assert Recorder.seen["target"] == "/bbb/a%2Fb+c?x=%7E"
     assert Recorder.seen["headers"] == sent | framed | {"Connection": "close"}
 
 
 def test_the_server_checks_the_host_that_was_signed(server: S3Server) -> None:
     with FaultyS3(upstream=server.endpoint) as proxy:
-        url = urlsplit(connect(server, proxy, {"signature_version": "s3v4"}).sign("b/r/0"))
+        url = urlsplit(connect(server, proxy, {"signature_version": "s3v4"}).sign("bbb/r/0"))
         answers = []
         for host in (url.netloc, "127.0.0.1:1"):
             client = http.client.HTTPConnection(url.netloc, timeout=5)
@@ -200,15 +200,15 @@ def test_reads_and_writes_survive(server: S3Server, tmp_path: Path, share: dict[
         fs = connect(server, proxy)
 
         def write(index: int) -> bytes:
-            fs.pipe_file(f"b/w/{index}", SMALL)
-            return (server.root / "b" / "w" / str(index)).read_bytes()
+            fs.pipe_file(f"bbb/w/{index}", SMALL)
+            return (server.root / "bbb" / "w" / str(index)).read_bytes()
 
         works: list[Callable[[int], bytes]] = [
-            lambda index: fs.cat_file(f"b/r/{index}"),
-            lambda index: fs.cat_file(f"b/r/{index}", start=0, end=len(SMALL)),
-            lambda index: open_and_read(fs, f"b/r/{index}"),
-            lambda index: download(fs, f"b/r/{index}", tmp_path),
-            lambda index: SMALL if len(fs.ls("b/r")) == 20 else b"",
+            lambda index: fs.cat_file(f"bbb/r/{index}"),
+            lambda index: fs.cat_file(f"bbb/r/{index}", start=0, end=len(SMALL)),
+            lambda index: open_and_read(fs, f"bbb/r/{index}"),
+            lambda index: download(fs, f"bbb/r/{index}", tmp_path),
+            lambda index: SMALL if len(fs.ls("bbb/r")) == 20 else b"",
             write,
         ]
         results = [pool.submit(work, index) for index in range(6) for work in works]
@@ -222,11 +222,11 @@ def test_a_truncated_answer_is_an_error_never_short_data(server: S3Server, tmp_p
     with FaultyS3(upstream=server.endpoint, truncate_share=1.0) as proxy:
         fs = connect(server, proxy, IMPATIENT, NoRetries)
         works: dict[str, Callable[[], object]] = {
-            "cat": lambda: fs.cat_file("b/r/0"),
-            "range": lambda: fs.cat_file("b/r/0", start=5, end=50_000),
-            "open": lambda: open_and_read(fs, "b/r/0"),
-            "get": lambda: download(fs, "b/r/0", tmp_path),
-            "ls": lambda: fs.ls("b/r"),
+            "cat": lambda: fs.cat_file("bbb/r/0"),
+            "range": lambda: fs.cat_file("bbb/r/0", start=5, end=50_000),
+            "open": lambda: open_and_read(fs, "bbb/r/0"),
+            "get": lambda: download(fs, "bbb/r/0", tmp_path),
+            "ls": lambda: fs.ls("bbb/r"),
         }
         with pytest.raises(Exception, match=r"not completed|connection|Connection"):
             works[read]()
@@ -238,25 +238,25 @@ def test_parallel_parts_of_one_object_are_not_retried(server: S3Server, tmp_path
     with FaultyS3(upstream=server.endpoint, truncate_share=0.5, seed=2) as proxy:
         parallel = connect(server, proxy, default_block_size=PART_BYTES)
         with pytest.raises(ClientPayloadError):
-            parallel.cat_file("b/large")
+            parallel.cat_file("bbb/large")
         proxy.truncate_share = 0.3
         serial = connect(server, proxy, default_block_size=PART_BYTES, max_concurrency=1)
-        assert serial.cat_file("b/large") == LARGE
-        assert open_and_read(serial, "b/large") == LARGE
-        assert download(serial, "b/large", tmp_path) == LARGE
+        assert serial.cat_file("bbb/large") == LARGE
+        assert open_and_read(serial, "bbb/large") == LARGE
+        assert download(serial, "bbb/large", tmp_path) == LARGE
 
 
 def test_a_lost_answer_of_a_put_is_repeated(server: S3Server) -> None:
     with FaultyS3(upstream=server.endpoint, lost_share=0.5, seed=1) as proxy:
         fs = connect(server, proxy)
         for index in range(4):
-            fs.pipe_file(f"b/lost/{index}", SMALL)
+            fs.pipe_file(f"bbb/lost/{index}", SMALL)
         assert proxy.injected["lost"] >= 1
         proxy.lost_share = 1.0
         with pytest.raises(Exception, match=r"internal error|endpoint"):
-            connect(server, proxy, IMPATIENT, NoRetries).pipe_file("b/lost/told-failed", SMALL)
-    assert (server.root / "b" / "lost" / "told-failed").read_bytes() == SMALL
-    assert all((server.root / "b" / "lost" / str(index)).read_bytes() == SMALL for index in range(4))
+            connect(server, proxy, IMPATIENT, NoRetries).pipe_file("bbb/lost/told-failed", SMALL)
+    assert (server.root / "bbb" / "lost" / "told-failed").read_bytes() == SMALL
+    assert all((server.root / "bbb" / "lost" / str(index)).read_bytes() == SMALL for index in range(4))
 
 
 def test_a_lost_end_of_a_multipart_upload_is_reported_as_missing(server: S3Server) -> None:
@@ -266,12 +266,12 @@ def test_a_lost_end_of_a_multipart_upload_is_reported_as_missing(server: S3Serve
         fs = connect(server, proxy)
         for index in range(3):
             try:
-                fs.pipe_file(f"b/ended/{index}", LARGE, chunksize=PART_BYTES)
+                fs.pipe_file(f"bbb/ended/{index}", LARGE, chunksize=PART_BYTES)
                 told["written"] += 1
             except FileNotFoundError:
                 told["missing"] += 1
     assert told["missing"] >= 1
-    assert all((server.root / "b" / "ended" / str(index)).read_bytes() == LARGE for index in range(3))
+    assert all((server.root / "bbb" / "ended" / str(index)).read_bytes() == LARGE for index in range(3))
 
 
 def test_without_retries_each_error_is_told(server: S3Server) -> None:
@@ -279,14 +279,14 @@ def test_without_retries_each_error_is_told(server: S3Server) -> None:
         fs = connect(server, proxy, IMPATIENT, NoRetries)
         for _ in range(8):
             with pytest.raises(OSError, match=r"reduce your request rate|internal error"):
-                fs.cat_file("b/r/0", start=0, end=9)
+                fs.cat_file("bbb/r/0", start=0, end=9)
         assert proxy.injected.keys() == {"error_500", "error_503"}
         proxy.error_share, proxy.reset_share = 0.0, 1.0
         with pytest.raises(Exception, match=r"Could not connect|Connection was closed"):
-            fs.cat_file("b/r/0", start=0, end=9)
+            fs.cat_file("bbb/r/0", start=0, end=9)
         proxy.reset_share, proxy.stall_share = 0.0, 1.0
         with pytest.raises(Exception, match="Read timeout"):
-            fs.cat_file("b/r/0", start=0, end=9)
+            fs.cat_file("bbb/r/0", start=0, end=9)
 
 
 # --- the proxy itself -------------------------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ def test_the_same_seed_hits_the_same_requests_in_any_order(server: S3Server) -> 
             failed = set()
             for index in order:
                 try:
-                    fs.cat_file(f"b/r/{index}", start=0, end=9)
+                    fs.cat_file(f"bbb/r/{index}", start=0, end=9)
                 except OSError:
                     failed.add(index)
         return failed
@@ -312,16 +312,16 @@ def test_the_same_seed_hits_the_same_requests_in_any_order(server: S3Server) -> 
 def test_only_the_chosen_methods_are_hit(server: S3Server) -> None:
     with FaultyS3(upstream=server.endpoint, error_share=1.0, methods={"PUT"}) as proxy:
         fs = connect(server, proxy, IMPATIENT, NoRetries)
-        assert fs.cat_file("b/r/0") == SMALL
+        assert fs.cat_file("bbb/r/0") == SMALL
         with pytest.raises(OSError, match=r"request rate|internal error"):
-            fs.pipe_file("b/refused", SMALL)
-    assert not (server.root / "b" / "refused").exists()
+            fs.pipe_file("bbb/refused", SMALL)
+    assert not (server.root / "bbb" / "refused").exists()
 
 
 def test_a_slow_answer_is_slow_and_whole(server: S3Server) -> None:
     with FaultyS3(upstream=server.endpoint, slow_share=1.0, slow_bytes_per_s=400_000) as proxy:
         start_s = time.monotonic()
-        assert connect(server, proxy).cat_file("b/r/0", start=0, end=len(SMALL)) == SMALL
+        assert connect(server, proxy).cat_file("bbb/r/0", start=0, end=len(SMALL)) == SMALL
         assert time.monotonic() - start_s >= 0.5
     assert proxy.injected == {"slow": 1}
 
@@ -330,13 +330,13 @@ def test_a_server_that_is_down_looks_like_one(server: S3Server) -> None:
     with FaultyS3(upstream="http://127.0.0.1:1") as proxy:
         fs = connect(server, proxy, IMPATIENT, NoRetries)
         with pytest.raises(Exception, match=r"Could not connect|Connection was closed"):
-            fs.cat_file("b/r/0", start=0, end=9)
+            fs.cat_file("bbb/r/0", start=0, end=9)
 
 
 def test_it_ends_at_once_also_while_a_request_is_stalled(server: S3Server) -> None:
     with FaultyS3(upstream=server.endpoint, stall_share=1.0, stall_s=60) as proxy:
         with pytest.raises(Exception, match="Read timeout"):
-            connect(server, proxy, IMPATIENT, NoRetries).cat_file("b/r/0", start=0, end=9)
+            connect(server, proxy, IMPATIENT, NoRetries).cat_file("bbb/r/0", start=0, end=9)
         start_s = time.monotonic()
     assert time.monotonic() - start_s < 3
     assert closed(proxy.endpoint)

@@ -19,7 +19,9 @@ READERS: dict[str, Callable[[Shard, dict[str, Any]], Iterator[Sample]]] = {
     "listing": listing.read,
 }
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+SHARDED = (*TARS, ".parquet")
 MANIFESTS = (".csv", ".tsv")
+LOOKED_AT = 10_000
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,11 @@ def _matches(
         raise InputError(f"input {address} matches nothing; check the address, the endpoint and the credentials")
     base = path[: min(path.find(sign) for sign in "*?[" if sign in path)] if pattern else path
     base = base.rpartition("/")[0]
+    only_folders = all(info["type"] == "directory" for info in infos.values())
     for name, info in sorted(infos.items()):
-        if info["type"] == "file":
+        if only_folders:
+            yield from _in_folder(filesystem, name.rstrip("/"), address, forced, image)
+        elif info["type"] == "file":
             kind = _format(filesystem, name, image) if forced == "auto" else forced
             yield Found(with_protocol(filesystem, name), with_protocol(filesystem, base), kind, info.get("size") or 0)
 
@@ -137,15 +142,14 @@ def _in_folder(
     if forced == "folder":
         yield Found(base, base, "folder", 0)
         return
-    files = {
-        name: info for name, info in filesystem.find(path, maxdepth=2, detail=True).items() if info["type"] == "file"
-    }
-    shards = [name for name in sorted(files) if name.lower().endswith((*TARS, ".parquet"))]
-    if not shards:
-        if not files:
-            raise InputError(f"input {address} is an empty folder")
+    head = list(islice(folder.files(filesystem, path), LOOKED_AT))  # a tree of images is not listed as a whole
+    if not head:
+        raise InputError(f"input {address} is an empty folder")
+    if not any(name.lower().endswith(SHARDED) for name in head):
         yield Found(base, base, "folder", 0)
         return
+    files = filesystem.find(path, maxdepth=2, detail=True)
+    shards = [name for name in sorted(files) if name.lower().endswith(SHARDED)]
     kinds: dict[str, Format] = {}
     for name in shards:
         extension = name.rpartition(".")[2]

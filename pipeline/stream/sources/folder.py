@@ -24,7 +24,7 @@ def entries(root: str, storage: dict[str, Any], *, label_field: str | None) -> I
         One entry a file with an image's extension; the sample id is the path below the root.
     """
     filesystem, path = open_filesystem(root, storage)
-    for file in _files(filesystem, path.rstrip("/")):
+    for file in files(filesystem, path.rstrip("/")):
         relative = file[len(path.rstrip("/")) + 1 :]
         if not any(part.startswith(".") for part in relative.split("/")):
             yield from named([(relative, with_protocol(filesystem, file))], label_field=label_field)
@@ -51,7 +51,7 @@ def is_image(path: str) -> bool:
     return path.rpartition(".")[2].lower() in IMAGE_FIELDS
 
 
-def _files(filesystem: AbstractFileSystem, path: str) -> Iterator[str]:
+def files(filesystem: AbstractFileSystem, path: str) -> Iterator[str]:
     if is_local(filesystem):
         for folder, folders, names in os.walk(path, onerror=_refuse):
             folders[:] = sorted(name for name in folders if not name.startswith("."))

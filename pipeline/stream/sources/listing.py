@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.errors import RowError
+from pipeline.errors import InputError, RowError
 from pipeline.stream.shards import Sample, Shard
 from pipeline.stream.sources.webdataset import MAX_IMAGE_BYTES
 from pipeline.stream.storage import open_filesystem, write_atomic
@@ -86,12 +86,21 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
 def _fetch(uris: list[str], storage: dict[str, Any]) -> list[bytes | RowError]:
     """The bytes of each address, or the error that concerns this address alone; other errors are raised."""
     found: dict[tuple[int, str], bytes | RowError] = {}
-    opened = [open_filesystem(uri, storage) for uri in uris]
-    for filesystem in {id(fs): fs for fs, _ in opened}.values():
-        paths = [path for fs, path in opened if fs is filesystem]
+    opened = [_opened(uri, storage) for uri in uris]
+    usable = [item for item in opened if not isinstance(item, RowError)]
+    for filesystem in {id(fs): fs for fs, _ in usable}.values():
+        paths = [path for fs, path in usable if fs is filesystem]
         answers = filesystem.cat_ranges(paths, [0] * len(paths), [MAX_IMAGE_BYTES + 1] * len(paths), on_error="return")
         found.update({(id(filesystem), path): _answer(a) for path, a in zip(paths, answers, strict=True)})
-    return [found[id(filesystem), path] for filesystem, path in opened]
+    return [item if isinstance(item, RowError) else found[id(item[0]), item[1]] for item in opened]
+
+
+def _opened(uri: str, storage: dict[str, Any]) -> tuple[AbstractFileSystem, str] | RowError:
+    """The file system and path of an address, or why there is none: one wrong address is one image's fault."""
+    try:
+        return open_filesystem(uri, storage)
+    except InputError as error:
+        return RowError("missing_object", str(error), stage="read")
 
 
 def _answer(answer: bytes | Exception) -> bytes | RowError:

@@ -6,8 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from reading import codes, samples, shards
+from samples import job, jpeg
 
 from pipeline.errors import InputError
+from pipeline.jobs.explain import explain
 from pipeline.stream.sources import manifest
 from pipeline.stream.sources.listing import Entry
 
@@ -104,3 +106,10 @@ def test_a_manifest_that_does_not_exist() -> None:
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     assert entries(tmp_path / "m.csv", "\ufeffpath,label\na.jpg,1\n") == [Entry("a.jpg", f"{tmp_path}/a.jpg", "1")]
+
+
+def test_an_address_of_an_unknown_scheme_is_one_reject(tmp_path: Path) -> None:
+    (tmp_path / "good.jpg").write_bytes(jpeg(0))
+    (tmp_path / "m.csv").write_text("path\ngood.jpg\nhtp://wrong/a.jpg\n")
+    record = explain(job(tmp_path / "m.csv", tmp_path / "out", max_reject_share=1))
+    assert (record.explained, record.rejects_by_code) == (1, {"missing_object": 1})
