@@ -15,7 +15,11 @@ from schemas.rejects import REJECT_CODES
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 RAYLENS = Path(sys.executable).with_name("raylens")
-NOT_RUN = {"make test": "runs this test", "make venv": "built the environment that runs this test"}
+NOT_RUN = {
+    "make bench": "measures for a quarter of an hour",
+    "make test": "runs this test",
+    "make venv": "built the environment that runs this test",
+}
 
 
 def blocks(language: str) -> list[str]:
