@@ -37,7 +37,7 @@ def test_pairs_of_flags_are_added_to_those_of_the_file(tmp_path: Path) -> None:
         ("target", "7", "7"),
         ("batch_size", "32", 32),
         ("max_reject_share", "0.5", 0.5),
-        ("metrics_port", "0", 0),
+        ("metrics_port", "9100", 9100),
         ("seed", "-3", -3),
         ("weights", "random", "random"),
         ("layer", "features.3", "features.3"),
