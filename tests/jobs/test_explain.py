@@ -18,6 +18,7 @@ from pipeline.errors import (
 )
 from pipeline.jobs.explain import explain
 from pipeline.stream.ledger import Ledger
+from schemas.job import JobSpec
 
 IDS = [f"shard-{i // 20:03d}.tar/{i:05d}" for i in range(60)]
 
@@ -108,9 +109,8 @@ def test_an_interrupted_job_goes_on_where_it_stopped(
     assert rows(tmp_path / "out") == undisturbed
 
 
-def test_an_interrupted_sealing_is_done_again(
-    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[dict[str, Any]]
-) -> None:
+def explain_until_the_record(spec: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a job that is interrupted when everything is done but `run.json`."""
     original = Ledger.write_json
 
     def failing(self: Ledger, content: Any, *names: str) -> None:
@@ -118,10 +118,16 @@ def test_an_interrupted_sealing_is_done_again(
             raise KeyboardInterrupt
         original(self, content, *names)
 
-    monkeypatch.setattr(Ledger, "write_json", failing)
-    with pytest.raises(KeyboardInterrupt):
-        explain(job(tars, tmp_path / "out"))
-    monkeypatch.setattr(Ledger, "write_json", original)
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "write_json", failing)
+        with pytest.raises(KeyboardInterrupt):
+            explain(spec)
+
+
+def test_an_interrupted_sealing_is_done_again(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[dict[str, Any]]
+) -> None:
+    explain_until_the_record(job(tars, tmp_path / "out"), monkeypatch)
     explain(job(tars, tmp_path / "out"))
     assert rows(tmp_path / "out") == undisturbed
 
@@ -129,17 +135,7 @@ def test_an_interrupted_sealing_is_done_again(
 def test_other_weights_in_a_resumed_job_are_refused(
     tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Ledger.write_json
-
-    def failing(self: Ledger, content: Any, *names: str) -> None:
-        if names == ("run.json",):
-            raise KeyboardInterrupt
-        original(self, content, *names)
-
-    monkeypatch.setattr(Ledger, "write_json", failing)
-    with pytest.raises(KeyboardInterrupt):
-        explain(job(tars, tmp_path / "out"))
-    monkeypatch.setattr(Ledger, "write_json", original)
+    explain_until_the_record(job(tars, tmp_path / "out"), monkeypatch)
     monkeypatch.setattr("pipeline.graph.SCHEMA_VERSION", 99)
     with pytest.raises(OutputError, match="was begun with graph"):
         explain(job(tars, tmp_path / "out"))
