@@ -106,8 +106,9 @@ def test_the_live_line(total: int | None) -> None:
     assert "images/s" in text
 
 
-def test_a_live_line_that_was_never_started_closes() -> None:
+def test_a_live_line_that_was_never_started_closes_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     RichDisplay().close()
+    assert capsys.readouterr().err.strip() == ""
 
 
 def test_words_of_paths_are_not_taken_for_markup() -> None:
