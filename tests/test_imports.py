@@ -1,18 +1,26 @@
 """Who may import whom: ARCHITECTURE's direction, in fresh processes and in the source."""
 
 import ast
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from samples import jpeg, write_tar
+
+from pipeline.preprocessing import Preprocessing
+from pipeline.stream.ledger import Span
+from pipeline.stream.shards import Shard
+from pipeline.stream.steps import Steps, Work
+from schemas.graph import GraphSpec, ModelSpec
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("schemas", "pipeline", "serve")
 RAY = ("pipeline/stream/dataset.py", "pipeline/jobs/", "serve/")
 ORDER = (
-    ("pipeline.errors", "pipeline.model"),
+    ("pipeline.errors", "pipeline.preprocessing", "pipeline.model"),
     ("pipeline.attribution", "pipeline.heatmap"),
     ("pipeline.graph", "pipeline.records", "pipeline.target"),
     ("pipeline.stream.dataset",),
@@ -130,6 +138,28 @@ def test_the_graph_and_the_steps_load_without_ray() -> None:
     )  # fmt: skip
     statement = "import " + ", ".join(f"pipeline.{name}" for name in names)
     assert loaded(statement, "ray", "serve", "torch") == {"torch"}
+
+
+def test_tasks_load_no_torch(tmp_path: Path) -> None:
+    """What the read, commit and seal tasks in Ray's workers import: torch would cost every process seconds."""
+    spec = GraphSpec(model=ModelSpec(source="none"))
+    preprocessing = Preprocessing((8, 8), (8, 8), "shortest", "bilinear", (0.5,) * 3, (0.5,) * 3)
+    metadata = {"graph_digest": "none"}
+    steps = Steps(str(tmp_path / "out"), {}, preprocessing, spec, metadata, 10**6, False, None, 100)
+    tar = write_tar(tmp_path / "a.tar", [("a", {"jpg": jpeg(0)})])
+    shard = Shard(0, "a.tar", str(tar), "webdataset")
+    task = tmp_path / "task.pickle"
+    task.write_bytes(pickle.dumps((steps, Work(shard, (Span(0, 2**62),)))))
+    statement = (
+        f"import pickle; steps, work = pickle.loads(open({str(task)!r}, 'rb').read())\n"
+        "[table] = steps.decoded(work)\n"
+        "assert table.column('code').null_count == 1\n"
+        "steps.commit(table.drop_columns(['pixels', 'label']))\n"
+        "import pipeline.stream.dataset"
+    )
+    heavy = ("torch", "timm", "torchvision", "transformers", "scipy", "skimage", "matplotlib", "s3fs")
+    assert loaded(statement, *heavy, "pipeline.graph") == set()
+    assert steps.ledger.coverage("a.tar").end == 1
 
 
 def test_a_local_job_does_not_load_ray(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from pipeline.errors import RaylensError, SpecError, WorkerDiedError, WorkerError
+from pipeline.graph import ExplanationGraph
 from pipeline.stream.parts import Counts, Group
 from pipeline.stream.steps import Steps, Work
 from schemas.graph import Device
@@ -51,7 +52,7 @@ class LocalRunner:
 
     def stream(self, steps: Steps, work: Sequence[Work], *, errors_allowed: int = 0) -> Iterator[dict[str, Any]]:
         """See `Runner`; a process that dies here takes the job with it."""
-        graph = steps.explainer()
+        graph = ExplanationGraph(steps.graph, steps.storage)
         with _one_thread():
             for item in work:
                 for table in steps.decoded(item):

@@ -3,6 +3,6 @@
 from pipeline.model.layers import TargetLayer
 from pipeline.model.layout import Layout
 from pipeline.model.loaded import DTYPES, LoadedModel, load
-from pipeline.model.preprocessing import Preprocessing
+from pipeline.preprocessing import Preprocessing
 
 __all__ = ["DTYPES", "Layout", "LoadedModel", "Preprocessing", "TargetLayer", "load"]

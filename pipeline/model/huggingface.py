@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline.errors import ModelError
-from pipeline.model.preprocessing import Preprocessing
+from pipeline.preprocessing import Preprocessing
 from schemas.graph import Interpolation, ResizeMode
 
 FILTERS: dict[int, Interpolation] = {

@@ -17,8 +17,8 @@ from pipeline.errors import ModelError
 from pipeline.model import weights as weights_file
 from pipeline.model.dry_run import noise, observe
 from pipeline.model.layers import TargetLayer, choose, find_head
-from pipeline.model.preprocessing import Preprocessing, overridden
 from pipeline.model.sources import build
+from pipeline.preprocessing import Preprocessing, overridden
 from schemas.graph import ModelSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

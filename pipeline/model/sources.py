@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.model.huggingface import read_folder
-from pipeline.model.preprocessing import Preprocessing, from_timm
+from pipeline.preprocessing import Preprocessing, from_timm
 
 Arguments = dict[str, Any]
 PUBLISHED = ("timm", "torchvision")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import TypeAdapter
 
-from pipeline.model import Preprocessing
+from pipeline.preprocessing import Preprocessing
 from pipeline.report.overlay import overlay
 from pipeline.stream import sources
 from pipeline.stream.decode import Decoder

@@ -10,13 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.util.annotations import RayDeprecationWarning
 from ray.util.metrics import Counter, Histogram
 
-from pipeline.graph import ExplanationGraph
 from pipeline.stream.parts import Counts, Group
 from pipeline.stream.steps import Steps, Work
 from schemas.graph import GraphSpec
@@ -69,12 +67,18 @@ class Pool:
 class Explainer:
     """The graph as an actor: loads when the actor starts, counts what it does.
 
+    Only actors import torch: it would cost every process that reads, decodes or writes seconds at its start.
+
     Args:
         spec: of the graph.
         storage: fsspec options.
     """
 
     def __init__(self, spec: GraphSpec, storage: dict[str, Any]) -> None:
+        import torch
+
+        from pipeline.graph import ExplanationGraph
+
         if spec.device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor a core; and one thread gives the same bits everywhere
         self._graph = ExplanationGraph(spec, storage)
@@ -222,7 +226,9 @@ class _GroupDatasource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        return [ReadTask(partial(self._run, group), BlockMetadata(1, 256, None)) for group in self._groups]
+        return [ReadTask(partial(_sealed, self._seal, group), BlockMetadata(1, 256, None)) for group in self._groups]
 
-    def _run(self, group: Group) -> list[pa.Table]:
-        return [pa.table({"counts": [self._seal(group).to_json()]})]
+
+def _sealed(seal: Callable[[Group], Counts], group: Group) -> list[pa.Table]:
+    """One row; no method of the source, so that a task carries its own group and not those of all."""
+    return [pa.table({"counts": [seal(group).to_json()]})]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import RowError
-from pipeline.model.preprocessing import Preprocessing
+from pipeline.preprocessing import Preprocessing
 from pipeline.stream.shards import Sample
 from schemas.decoded import decoded_schema
 

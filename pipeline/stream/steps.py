@@ -1,4 +1,4 @@
-"""The steps of a job without where they run: read and decode, explain, commit, seal."""
+"""The steps around the graph without where they run: read and decode, commit, seal. They import no torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.graph import ExplanationGraph
-from pipeline.model import Preprocessing
+from pipeline.preprocessing import Preprocessing
 from pipeline.stream import sources
 from pipeline.stream.decode import Decoder
 from pipeline.stream.ledger import Ledger, Span
@@ -74,10 +73,6 @@ class Steps:
         """Rows of one decoded block: about `BLOCK_BYTES`, and whole batches."""
         batches = BLOCK_BYTES // (self.row_bytes * self.graph.batch_size)
         return max(1, batches) * self.graph.batch_size
-
-    def explainer(self) -> ExplanationGraph:
-        """A new graph, not loaded."""
-        return ExplanationGraph(self.graph, self.storage)
 
     def decoded(self, work: Work) -> Iterator[pa.Table]:
         """Reads and decodes what is missing of one shard, in blocks.

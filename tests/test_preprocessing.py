@@ -8,8 +8,8 @@ from timm.data.transforms_factory import create_transform
 from torchvision import models
 
 from pipeline.errors import ModelError
-from pipeline.model.preprocessing import FILTERS, Preprocessing, from_timm, overridden
 from pipeline.model.sources import build
+from pipeline.preprocessing import FILTERS, Preprocessing, from_timm, overridden
 from schemas.graph import ModelSpec
 
 torch.set_num_threads(1)
