@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.attribution.attention_capture import AttentionCapture, Tokens, tokens_of
 from pipeline.attribution.attention_relevance import RelevanceCapture, follow
-from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, probe
+from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, probe, without_gradient
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
 
@@ -23,8 +23,8 @@ class TokenMethod(Method):
     """A method with one value a token of the grid."""
 
     @classmethod
-    def misfit(cls, model: LoadedModel) -> str | None:
-        """See `Method.misfit`; networks without global attention over one set of tokens are refused."""
+    def unsuited(cls, model: LoadedModel) -> str | None:
+        """See `Method.unsuited`; networks without global attention over one set of tokens are refused."""
         try:
             tokens_of(model)
         except MethodError as error:
@@ -96,6 +96,15 @@ class Chefer(TokenMethod):
         "",
         "Chefer et al. 2021b (ICCV), eq. 5 and 6; 2021a (CVPR), eq. 13 and 14",
     )
+
+    @classmethod
+    def unsuited(cls, model: LoadedModel) -> str | None:
+        """See `TokenMethod.unsuited`; also refuses networks whose score has no gradient at an attention."""
+        if reason := super().unsuited(model):
+            return reason
+        with torch.enable_grad(), AttentionCapture(gradients=True) as capture:
+            lost = without_gradient(model.module(probe(model)), capture.attention)
+        return f"its score has no gradient at {lost} of its {len(capture.attention)} attentions" if lost else None
 
     def __init__(self, model: LoadedModel, *, seed: int = 0, form: Form = "gradient") -> None:
         super().__init__(model, seed=seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pipeline.attribution.base import probe
+from pipeline.attribution.base import probe, without_gradient
 from pipeline.errors import MethodError
 from pipeline.model import Layout, LoadedModel
 from pipeline.model.layout import layout_of
@@ -246,6 +246,8 @@ def tokens_of(model: LoadedModel) -> Tokens:
     with torch.enable_grad(), AttentionCapture(gradients=True) as capture:
         logits = model.module(probe(model, 2))
     layout = _layout(model, capture)
+    if without_gradient(logits, capture.attention[-1:]):
+        raise MethodError("its score has no gradient at its last attention, which would tell the tokens that it reads")
     (gradient,) = torch.autograd.grad(logits.float().logsumexp(dim=1).sum(), capture.attention[-1:])
     rows = gradient.abs().sum(dim=(0, 1, 3)).nonzero()[:, 0].tolist()  # queries that the score depends on
     if not rows:

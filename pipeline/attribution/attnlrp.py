@@ -29,7 +29,7 @@ class AttnLRP(Method):
     """
 
     traits = Traits(
-        Needs.GRADIENTS,
+        Needs.INPUT_GRADIENTS,
         "1 and a backward pass for each target",
         True,
         "input",
@@ -38,8 +38,8 @@ class AttnLRP(Method):
     )
 
     @classmethod
-    def misfit(cls, model: LoadedModel) -> str | None:
-        """See `Method.misfit`; fits networks with attention whose functions all have a rule."""
+    def unsuited(cls, model: LoadedModel) -> str | None:
+        """See `Method.unsuited`; fits networks with attention whose functions all have a rule."""
         with torch.enable_grad(), RelevanceGradient() as rules:
             model.module(probe(model).requires_grad_())
         if not rules.attends:

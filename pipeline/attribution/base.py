@@ -1,13 +1,16 @@
 """What every attribution method shares: its traits, its result, and the life of hooks."""
 
+import copy
 import hashlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +28,8 @@ class Needs(StrEnum):
 
     SCORES = "scores"
     ACTIVATIONS = "activations"
-    GRADIENTS = "gradients"
+    LAYER_GRADIENTS = "layer gradients"
+    INPUT_GRADIENTS = "input gradients"
     ATTENTION = "attention"
 
 
@@ -100,6 +104,11 @@ class Method(ABC):
     @classmethod
     def misfit(cls, model: LoadedModel) -> str | None:
         """Why this method cannot explain this model; None where it can."""
+        return missing(cls.traits.needs, model) or cls.unsuited(model)
+
+    @classmethod
+    def unsuited(cls, model: LoadedModel) -> str | None:
+        """What a method asks of a model beyond what its traits say it needs; None where the model has it."""
         return None
 
     @property
@@ -285,3 +294,78 @@ def probe(model: LoadedModel, count: int = 1) -> Tensor:
         (count, C, H, W) standard normal values, always the same.
     """
     return noise(model.module, count, model.preprocessing.channels, model.preprocessing.size)
+
+
+_MISSING: WeakKeyDictionary[nn.Module, dict[tuple[Needs, str], str | None]] = WeakKeyDictionary()
+"""What was found missing in a network, by need and target layer."""
+
+
+def missing(needs: Needs, model: LoadedModel) -> str | None:
+    """Why a model does not give what a method needs, found by one pass over noise at the first question.
+
+    Args:
+        needs: of the method. Attention is looked for by the methods themselves.
+        model: left as it was.
+
+    Returns:
+        The reason; None where it does.
+    """
+    if needs not in (Needs.LAYER_GRADIENTS, Needs.INPUT_GRADIENTS):
+        return None
+    found, key = _MISSING.setdefault(model.module, {}), (needs, model.layer.name)
+    if key not in found:
+        found[key] = _unreached(needs, model)
+    return found[key]
+
+
+def _unreached(needs: Needs, model: LoadedModel) -> str | None:
+    """Why the score has no gradient at the target layer or the input, in the very pass that methods make."""
+    where = "its input" if needs is Needs.INPUT_GRADIENTS else f"its layer {model.layer.name!r}"
+    try:
+        if needs is Needs.INPUT_GRADIENTS:
+            leaf = probe(model).requires_grad_()
+            with torch.enable_grad():
+                lost = without_gradient(model.module(leaf), [leaf])
+        else:
+            capture = forward_to_layer(model, probe(model), gradients=True)
+            lost = without_gradient(capture.logits, [capture.output])
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # faults of the device say nothing of the model
+        raise
+    except RuntimeError as error:
+        return f"the gradient at {where} cannot be computed ({str(error).strip().splitlines()[0]})"
+    return (
+        f"its score has no gradient at {where}: what lies between does not run under torch's autograd" if lost else None
+    )
+
+
+def without_gradient(logits: Tensor, tensors: Sequence[Tensor]) -> int:
+    """At how many of the tensors, which require gradients, the logits have none."""
+    if not logits.requires_grad:
+        return len(tensors)
+    with torch.enable_grad():
+        score = logits.float().sum()
+    return sum(g is None for g in torch.autograd.grad(score, tensors, allow_unused=True, retain_graph=True))
+
+
+def private_copy(module: nn.Module) -> nn.Module:
+    """A copy of a network that other threads may be explaining at this moment.
+
+    Args:
+        module: left as it was; hooks that raylens has on it for the time being are not copied, others are.
+
+    Returns:
+        The copy, in evaluation mode as the original is; float32 or, where the original is, float64.
+
+    Raises:
+        MethodError: something in the network cannot be copied.
+    """
+    memo: dict[int, object] = {}
+    for submodule in module.modules():
+        own = [(key, hook) for key, hook in list(submodule._forward_hooks.items()) if not isinstance(hook, ThreadHook)]
+        memo[id(submodule._forward_hooks)] = OrderedDict(own)
+    try:
+        network = copy.deepcopy(module, memo)
+    except TypeError as error:  # locks, sessions of other runtimes
+        raise MethodError(f"it cannot be copied ({error}), and the method works on a copy of its own") from error
+    double = any(p.dtype == torch.float64 for p in network.parameters())
+    return network if double else network.float()

@@ -18,10 +18,10 @@ class CAM(GradientCAM):
     Departure: none; the paper's sum pooling differs from averaging by the factor hw, which is undone.
     """
 
-    traits = Traits(Needs.ACTIVATIONS, "1", True, "layer", "", "Zhou et al. 2016, eq. 2")
+    traits = Traits(Needs.LAYER_GRADIENTS, "1", True, "layer", "", "Zhou et al. 2016, eq. 2")
 
     @classmethod
-    def misfit(cls, model: LoadedModel) -> str | None:
+    def unsuited(cls, model: LoadedModel) -> str | None:
         """Refuses a model whose score is not linear in the average of the layer's cells."""
         if uniform_gradient(model, across_images=True):
             return None
@@ -39,7 +39,7 @@ class GradCAM(GradientCAM):
     before it that is named explicitly brings a warning.
     """
 
-    traits = Traits(Needs.GRADIENTS, "1", True, "layer", "", "Selvaraju et al. 2017, eq. 1 and 2")
+    traits = Traits(Needs.LAYER_GRADIENTS, "1", True, "layer", "", "Selvaraju et al. 2017, eq. 1 and 2")
 
     def __init__(self, model: LoadedModel, *, seed: int = 0) -> None:
         super().__init__(model, seed=seed)
@@ -60,7 +60,7 @@ class GradCAMPlusPlus(GradientCAM):
     it overflows. A denominator of zero, possible where A is negative, gives weight zero.
     """
 
-    traits = Traits(Needs.GRADIENTS, "1", True, "layer", "", "Chattopadhay et al. 2018, eq. 10 and 19")
+    traits = Traits(Needs.LAYER_GRADIENTS, "1", True, "layer", "", "Chattopadhay et al. 2018, eq. 10 and 19")
 
     def combine(self, A: Tensor, g: Tensor) -> Tensor:  # noqa: N803
         """(N, C, h, w) twice to (N, h, w), not negative."""
@@ -76,7 +76,7 @@ class XGradCAM(GradientCAM):
     A channel whose activations sum to zero gets weight zero. The ReLU is the official code's.
     """
 
-    traits = Traits(Needs.GRADIENTS, "1", True, "layer", "", "Fu et al. 2020, eq. 8")
+    traits = Traits(Needs.LAYER_GRADIENTS, "1", True, "layer", "", "Fu et al. 2020, eq. 8")
 
     def combine(self, A: Tensor, g: Tensor) -> Tensor:  # noqa: N803
         """(N, C, h, w) twice to (N, h, w), not negative."""
@@ -88,7 +88,7 @@ class XGradCAM(GradientCAM):
 class HiResCAM(GradientCAM):
     """HiResCAM: Σ_k g_k ⊙ A_k, signed as in the paper, which has no ReLU."""
 
-    traits = Traits(Needs.GRADIENTS, "1", True, "layer", "", "Draelos & Carin 2020, eq. 6")
+    traits = Traits(Needs.LAYER_GRADIENTS, "1", True, "layer", "", "Draelos & Carin 2020, eq. 6")
 
     def combine(self, A: Tensor, g: Tensor) -> Tensor:  # noqa: N803
         """(N, C, h, w) twice to (N, h, w), signed."""
@@ -98,7 +98,7 @@ class HiResCAM(GradientCAM):
 class LayerCAM(GradientCAM):
     """LayerCAM: ReLU(Σ_k ReLU(g_k) ⊙ A_k)."""
 
-    traits = Traits(Needs.GRADIENTS, "1", True, "layer", "", "Jiang et al. 2021, eq. 6 to 8")
+    traits = Traits(Needs.LAYER_GRADIENTS, "1", True, "layer", "", "Jiang et al. 2021, eq. 6 to 8")
 
     def combine(self, A: Tensor, g: Tensor) -> Tensor:  # noqa: N803
         """(N, C, h, w) twice to (N, h, w), not negative."""
@@ -125,7 +125,7 @@ class EigenGradCAM(GradientCAM):
     The source is pytorch-grad-cam, where the method was proposed; the sign is fixed as in Eigen-CAM.
     """
 
-    traits = Traits(Needs.GRADIENTS, "1", True, "layer", "", "Gildenblat 2021, pytorch-grad-cam")
+    traits = Traits(Needs.LAYER_GRADIENTS, "1", True, "layer", "", "Gildenblat 2021, pytorch-grad-cam")
 
     def combine(self, A: Tensor, g: Tensor) -> Tensor:  # noqa: N803
         """(N, C, h, w) twice to (N, h, w), signed."""

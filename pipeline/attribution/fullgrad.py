@@ -108,11 +108,11 @@ class FullGrad(Method):
     """
 
     traits = Traits(
-        Needs.GRADIENTS, "1", True, "input", "completeness gap in logits", "Srinivas & Fleuret 2019, eq. 4 and 5"
+        Needs.INPUT_GRADIENTS, "1", True, "input", "completeness gap in logits", "Srinivas & Fleuret 2019, eq. 4 and 5"
     )
 
     @classmethod
-    def misfit(cls, model: LoadedModel) -> str | None:
+    def unsuited(cls, model: LoadedModel) -> str | None:
         """Refuses networks of tokens, where almost no bias has a place in the image."""
         tokens = model.layer.layout.kind == "tokens"
         return "its layers hold tokens, and the biases of such layers have no place in the image" if tokens else None

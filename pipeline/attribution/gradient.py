@@ -52,7 +52,7 @@ class Gradient(InputGradients):
         absolute: the paper's map, never negative; off gives the signed sum over channels, for sums and differences.
     """
 
-    traits = Traits(Needs.GRADIENTS, "1", True, "input", "", "Simonyan et al. 2014, section 3.1")
+    traits = Traits(Needs.INPUT_GRADIENTS, "1", True, "input", "", "Simonyan et al. 2014, section 3.1")
 
     def __init__(self, model: LoadedModel, *, seed: int = 0, absolute: bool = True) -> None:
         super().__init__(model, seed=seed)
@@ -66,7 +66,7 @@ class Gradient(InputGradients):
 class InputXGradient(InputGradients):
     """Input x gradient: Σ_c x_c g_c, signed. x is the normalised input, so that zero is the mean colour."""
 
-    traits = Traits(Needs.GRADIENTS, "1", True, "input", "", "Shrikumar et al. 2016, section 3.2")
+    traits = Traits(Needs.INPUT_GRADIENTS, "1", True, "input", "", "Shrikumar et al. 2016, section 3.2")
 
     def combine(self, x: Tensor, g: Tensor) -> Tensor:
         """(N, C, H, W) twice to (N, H, W), signed."""
@@ -87,7 +87,7 @@ class IntegratedGradients(Method):
     """
 
     traits = Traits(
-        Needs.GRADIENTS,
+        Needs.INPUT_GRADIENTS,
         "steps + 2",
         True,
         "input",
@@ -135,7 +135,7 @@ class SmoothedInputXGradient(InputXGradient):
         kernel: odd size in px; the paper's best for 224 px is 129.
     """
 
-    traits = Traits(Needs.GRADIENTS, "1", True, "input", "", "Rao et al. 2022, section 5.3")
+    traits = Traits(Needs.INPUT_GRADIENTS, "1", True, "input", "", "Rao et al. 2022, section 5.3")
 
     def __init__(self, model: LoadedModel, *, seed: int = 0, kernel: int = 129) -> None:
         super().__init__(model, seed=seed)

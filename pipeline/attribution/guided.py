@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, probe
+from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, missing, probe
 from pipeline.attribution.cam import GradCAM
 from pipeline.attribution.gradient import InputGradients
 from pipeline.model import LoadedModel
@@ -109,11 +109,11 @@ class GuidedBackprop(InputGradients):
     Departure: a ReLU6 is treated alike, with 1[0 < z < 6]. Other activations (GELU, sigmoid gates) keep their gradient.
     """
 
-    traits = Traits(Needs.GRADIENTS, "1", True, "input", "", "Springenberg et al. 2015, section 3.4")
+    traits = Traits(Needs.INPUT_GRADIENTS, "1", True, "input", "", "Springenberg et al. 2015, section 3.4")
     gated = True
 
     @classmethod
-    def misfit(cls, model: LoadedModel) -> str | None:
+    def unsuited(cls, model: LoadedModel) -> str | None:
         """Refuses a model without a ReLU."""
         return relu_misfit(model)
 
@@ -133,7 +133,7 @@ class Deconvnet(GuidedBackprop):
     Max-pooling routes gradients to its maxima, which are the paper's switches.
     """
 
-    traits = Traits(Needs.GRADIENTS, "1", True, "input", "", "Zeiler & Fergus 2014, section 2.1")
+    traits = Traits(Needs.INPUT_GRADIENTS, "1", True, "input", "", "Zeiler & Fergus 2014, section 2.1")
     gated = False
 
 
@@ -143,12 +143,12 @@ class GuidedGradCAM(Method):
     The product is taken after the sum over channels, which is the same since Grad-CAM has one value a pixel.
     """
 
-    traits = Traits(Needs.GRADIENTS, "2", True, "input", "", "Selvaraju et al. 2017, section 3.2")
+    traits = Traits(Needs.INPUT_GRADIENTS, "2", True, "input", "", "Selvaraju et al. 2017, section 3.2")
 
     @classmethod
-    def misfit(cls, model: LoadedModel) -> str | None:
-        """Refuses a model without a ReLU."""
-        return relu_misfit(model)
+    def unsuited(cls, model: LoadedModel) -> str | None:
+        """Refuses a model without a ReLU, or without a gradient at its layer."""
+        return missing(Needs.LAYER_GRADIENTS, model) or relu_misfit(model)
 
     def __init__(self, model: LoadedModel, *, seed: int = 0) -> None:
         super().__init__(model, seed=seed)

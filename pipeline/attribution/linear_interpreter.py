@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pipeline.attribution.base import Attribution, Choose, Needs, Traits, probe
+from pipeline.attribution.base import Attribution, Choose, Needs, Traits, probe, without_gradient
 from pipeline.attribution.gradient import InputGradients
 from pipeline.model import LoadedModel
 
@@ -138,7 +138,7 @@ class LinearInterpreter(InputGradients):
     """
 
     traits = Traits(
-        Needs.GRADIENTS,
+        Needs.INPUT_GRADIENTS,
         "1",
         True,
         "input",
@@ -147,11 +147,13 @@ class LinearInterpreter(InputGradients):
     )
 
     @classmethod
-    def misfit(cls, model: LoadedModel) -> str | None:
+    def unsuited(cls, model: LoadedModel) -> str | None:
         """Refuses a network that is not affine when frozen: its frozen gradient still depends on the input."""
         x = probe(model).requires_grad_()
         with torch.enable_grad(), Frozen():
             logits = model.module(x).float()
+        if without_gradient(logits, [x]):
+            return "all of its paths from the pixels to the score pass what the interpreter freezes"
         try:
             bends = _bends(logits, x)
         except RuntimeError as error:

@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.attribution.base import Attribution, Capture, Choose, Method, Needs, Traits, forward_to_layer
+from pipeline.attribution.base import (
+    Attribution,
+    Capture,
+    Choose,
+    Method,
+    Needs,
+    Traits,
+    forward_to_layer,
+    generator,
+    probe,
+)
 from pipeline.attribution.gradient import at_least_one, channels_last
 from pipeline.attribution.perturbation import chunks
 from pipeline.attribution.tape import UpperPart
@@ -114,6 +124,18 @@ class AblationCAM(MaskedCAM):
     traits = Traits(
         Needs.ACTIVATIONS, "2 + channels above the layer", True, "layer", "", "Desai & Ramaswamy 2020, eq. 3 and 4"
     )
+
+    @classmethod
+    def unsuited(cls, model: LoadedModel) -> str | None:
+        """Refuses a network whose score does not follow what is put in place of the layer's output."""
+        x = probe(model)
+        capture = forward_to_layer(model, x, gradients=False)
+        other = torch.randn(capture.output.shape, generator=generator(0, 0)).to(capture.output)
+        upper = UpperPart(model, x, capture.logits[0])
+        upper.whole = True
+        if torch.allclose(*upper(torch.cat([capture.output, other]))):
+            return f"its score does not follow what is put in place of the output of its layer {model.layer.name!r}"
+        return None
 
     def __init__(self, model: LoadedModel, *, seed: int = 0, chunk: int = 64) -> None:
         super().__init__(model, seed=seed, chunk=chunk)

@@ -1,18 +1,16 @@
 """Meta-saliency: any method, after one gradient step on the image itself."""
 
-import copy
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import attribution
-from pipeline.attribution.base import Attribution, Choose, Method, Needs, ThreadHook, Traits
+from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, private_copy, probe, without_gradient
 from pipeline.attribution.gradient import predict
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
@@ -41,8 +39,20 @@ class MetaSaliency(Method):
     """
 
     traits = Traits(
-        Needs.GRADIENTS, "k (2 + inner)", True, "layer", "the inner method's", "Rebuffi et al. 2020, section 3.3"
+        Needs.LAYER_GRADIENTS, "k (2 + inner)", True, "layer", "the inner method's", "Rebuffi et al. 2020, section 3.3"
     )
+
+    @classmethod
+    def unsuited(cls, model: LoadedModel) -> str | None:
+        """Refuses a network that cannot be copied, or whose score has no gradient at any weight."""
+        try:
+            network = private_copy(model.module).float()
+        except MethodError as error:
+            return str(error)
+        weights = [p.requires_grad_() for p in network.parameters() if p.is_floating_point()]
+        with torch.enable_grad():
+            lost = without_gradient(network(probe(model).float()), weights)
+        return "its score has no gradient at its weights" if lost == len(weights) else None
 
     def __init__(
         self,
@@ -57,7 +67,7 @@ class MetaSaliency(Method):
         if method == "meta":
             raise MethodError("meta wraps another method, found method='meta'")
         self.rate = rate
-        self._network = private_copy(model.module)
+        self._network = private_copy(model.module).float()
         self._inner = attribution.create(
             method, replace(model, module=self._network), seed=seed, **dict(parameters or {})
         )
@@ -111,19 +121,3 @@ class MetaSaliency(Method):
             for p, value in zip(parameters, before, strict=True):
                 p.requires_grad_(False)
                 p.copy_(value)
-
-
-def private_copy(module: nn.Module) -> nn.Module:
-    """A float32 copy of a network that other threads may be explaining at this moment.
-
-    Args:
-        module: left as it was; hooks that raylens has on it for the time being are not copied, others are.
-
-    Returns:
-        The copy, in evaluation mode as the original is.
-    """
-    memo: dict[int, object] = {}
-    for submodule in module.modules():
-        own = [(key, hook) for key, hook in list(submodule._forward_hooks.items()) if not isinstance(hook, ThreadHook)]
-        memo[id(submodule._forward_hooks)] = OrderedDict(own)
-    return copy.deepcopy(module, memo).float()

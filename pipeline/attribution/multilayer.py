@@ -41,7 +41,7 @@ class MultiLayer(Method):
         ModelError: a named layer does not exist.
     """
 
-    traits = Traits(Needs.GRADIENTS, "layers", True, "layer", "", "Rebuffi et al. 2020, section 3.2")
+    traits = Traits(Needs.LAYER_GRADIENTS, "layers", True, "layer", "", "Rebuffi et al. 2020, section 3.2")
 
     def __init__(
         self,
@@ -120,8 +120,8 @@ def _check(names: Sequence[str], shares: Sequence[float], method: str, combine: 
         raise MethodError(f"combine must be one of {', '.join(get_args(Combine))}, found {combine!r}")
     if len(names) < 2 or len(shares) != len(names) or min(shares) <= 0:
         raise MethodError(
-            f"multilayer needs two layers or more and one positive weight for each; found {len(names)} layers and "
-            f"weights {list(shares)}"
+            f"multilayer needs two layers or more and one positive weight for each; found layers {list(names)} and "
+            f"weights {list(shares)}; name others in its parameter layers"
         )
     known = attribution.METHODS.get(method)
     if method == "multilayer" or (known is not None and known.traits.resolution != "layer"):

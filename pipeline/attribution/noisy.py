@@ -63,7 +63,7 @@ class SmoothGrad(Noisy):
         absolute: as in `Gradient`.
     """
 
-    traits = Traits(Needs.GRADIENTS, "samples + 1", True, "input", "", "Smilkov et al. 2017, section 3")
+    traits = Traits(Needs.INPUT_GRADIENTS, "samples + 1", True, "input", "", "Smilkov et al. 2017, section 3")
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class VarGrad(Noisy):
     subtract two large numbers. The paper gives the variance of each component; the sum over channels is ours.
     """
 
-    traits = Traits(Needs.GRADIENTS, "samples + 1", True, "input", "", "Adebayo et al. 2018, appendix A")
+    traits = Traits(Needs.INPUT_GRADIENTS, "samples + 1", True, "input", "", "Adebayo et al. 2018, appendix A")
 
     def __call__(self, x: Tensor, choose: Choose, seeds: Tensor | None = None) -> Attribution:
         """See `Method.__call__`; the targets are those of the clean image."""

@@ -37,7 +37,7 @@ class NormGrad(GradientCAM):
         MethodError: the variant is unknown, or it is `bias` right before global pooling.
     """
 
-    traits = Traits(Needs.GRADIENTS, "1", True, "layer", "", "Rebuffi et al. 2020, table 1")
+    traits = Traits(Needs.LAYER_GRADIENTS, "1", True, "layer", "", "Rebuffi et al. 2020, table 1")
 
     def __init__(self, model: LoadedModel, *, seed: int = 0, variant: Variant = "conv1x1") -> None:
         super().__init__(model, seed=seed)

@@ -5,7 +5,6 @@ change a module, so each method works on a private copy, made once in float32, u
 functions (sums of branches, pooling, activations, gates) gets its rule in the calling thread, for any architecture.
 """
 
-import copy
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -18,7 +17,7 @@ from zennit.core import Composite, Stabilizer
 
 from pipeline.attribution.attention_relevance import MOVES, Rule, ruled, wide
 from pipeline.attribution.attnlrp import relative_gap
-from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, probe
+from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, private_copy, probe
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel, Preprocessing
 
@@ -56,7 +55,7 @@ class LRP(Method):
     """
 
     traits = Traits(
-        Needs.GRADIENTS,
+        Needs.INPUT_GRADIENTS,
         "2 and a relevance pass for each target, of 2 to 5 backward passes",
         True,
         "input",
@@ -82,9 +81,12 @@ class LRP(Method):
         self._lock = threading.Lock()
 
     @classmethod
-    def misfit(cls, model: LoadedModel) -> str | None:
-        """See `Method.misfit`; fits networks of convolutions whose functions all have a rule."""
-        module, x = merged(model), wide(probe(model, 2))
+    def unsuited(cls, model: LoadedModel) -> str | None:
+        """See `Method.unsuited`; fits networks of convolutions whose functions all have a rule."""
+        try:
+            module, x = merged(model), wide(probe(model, 2))
+        except MethodError as error:
+            return str(error)
         with torch.enable_grad(), RelevanceSums(module) as rules:
             logits = module(x.clone().requires_grad_()).detach()
         if rules.without_rule:
@@ -157,9 +159,11 @@ def merged(model: LoadedModel) -> nn.Module:
 
     Returns:
         The copy, float32 or float64, with the same outputs up to rounding.
+
+    Raises:
+        MethodError: see `private_copy`.
     """
-    module = copy.deepcopy(model.module)
-    module = module if next(module.parameters()).dtype == torch.float64 else module.float()
+    module = private_copy(model.module)
     for part in module.modules():
         if hasattr(part, "inplace"):
             setattr(part, "inplace", False)  # noqa: B010, rules need the inputs of activations

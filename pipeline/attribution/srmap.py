@@ -39,7 +39,7 @@ class SRMap(LRP):
     """
 
     traits = Traits(
-        Needs.GRADIENTS,
+        Needs.INPUT_GRADIENTS,
         "2 and a relevance pass for each target",
         True,
         "input",

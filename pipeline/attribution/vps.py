@@ -18,8 +18,12 @@ class VPS(Perturbation):
     value 1; each later one gets the value before it less |F(S_t) - F(S_t-1)|, and the values are scaled to [0, 1]. The
     map is a ranking: only its order and its steps mean something. m (m + 1) forwards: a batch method.
 
-    Departures: the paper's clue score is a detector's; this is its form for a classifier. The first region within
-    1e-6 of the best wins, so that rounding does not decide between equals.
+    As in the official code, which begins one step earlier, at -|F(S_1) - F({})|: the scaling takes that step off again.
+    Hidden regions are 0 in normalised space there as here.
+
+    Departures: the paper's clue score is a detector's; this is its form for a classifier, which is that of Chen et al.
+    2024 (Less is more) without its confidence and effectiveness scores. The first region within 1e-6 of the best wins,
+    so that rounding does not decide between equals; the official code takes whichever comes out greatest.
 
     Args:
         model: the model to explain.
@@ -35,7 +39,7 @@ class VPS(Perturbation):
         True,
         "input",
         "area under the target's probability over the share of the area shown, in the order found",
-        "Chen et al. 2025, eq. 5 to 9",
+        "Chen et al. 2025 (Visual Precision Search) and its official code",
         batch_only=True,
     )
 
