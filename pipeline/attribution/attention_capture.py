@@ -1,7 +1,6 @@
 """Attention probabilities of any network, without a change to it.
 
-A TorchFunctionMode sees every torch function of the calling thread only, so that nothing is patched and a model may
-be explained in several threads. Fused attention hides its probabilities: here it is computed in its plain steps.
+Fused attention hides its probabilities: here it is computed in its plain steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from pipeline.attribution.base import probe, without_gradient
+from pipeline.attribution.functions import FunctionRule, name_of
 from pipeline.errors import MethodError
 from pipeline.model import Layout, LoadedModel
 from pipeline.model.layout import layout_of
 
 MATMULS = {"matmul", "__matmul__", "bmm"}
-CARRIES = {"to", "type_as", "float", "dropout", "contiguous", "clone"}
+CARRIES = {"to", "_to_copy", "type_as", "float", "dropout", "contiguous", "clone"}
 """Functions after which a probability is the same probability."""
 
 
-class PlainAttention(TorchFunctionMode):
+class PlainAttention(FunctionRule):
     """Runs fused attention as matrix products and a softmax, which `rule` then sees one by one."""
 
     def __torch_function__(
@@ -34,25 +33,11 @@ class PlainAttention(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Called by torch in place of every function of tensors."""
-        plain = PLAIN.get(func)
+        plain = PLAIN.get(name_of(func))
         if plain is None:
-            return self.rule(getattr(func, "__name__", ""), func, args, kwargs or {})
+            return super().__torch_function__(func, types, args, kwargs)
         with self:
             return plain(*args, **(kwargs or {}))
-
-    def rule(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Computes one torch function.
-
-        Args:
-            name: of the function.
-            func: the function.
-            args: of the function.
-            kwargs: of the function.
-
-        Returns:
-            What takes the place of the function's result.
-        """
-        return func(*args, **kwargs)
 
 
 def plain_attention(
@@ -129,9 +114,9 @@ def plain_multi_head(
     return F.linear(mixed.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias), None
 
 
-PLAIN: dict[Callable[..., Any], Callable[..., Any]] = {
-    F.scaled_dot_product_attention: plain_attention,
-    F.multi_head_attention_forward: plain_multi_head,
+PLAIN: dict[str, Callable[..., Any]] = {
+    "scaled_dot_product_attention": plain_attention,
+    "multi_head_attention_forward": plain_multi_head,
 }
 
 
@@ -175,7 +160,7 @@ class AttentionCapture(PlainAttention):
         return sum(1 for shape in shapes if shape[-1] == shape[-2] > 1)
 
     def rule(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """See `PlainAttention.rule`: every function is computed as it is, and softmax and products are watched."""
+        """See `FunctionRule.rule`: every function is computed as it is, and softmax and products are watched."""
         if name in MATMULS:
             self._product(args[0], args[1] if len(args) > 1 else kwargs.get("other"))
         waiting = self._waiting.get(id(args[0])) if name in CARRIES and args else None

@@ -21,6 +21,7 @@ MOVES = {
     *("reshape", "view", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "T"),
     *("unbind", "chunk", "split", "__getitem__", "select", "cat", "stack", "to", "float", "clone", "view_as", "roll"),
     *("type_as", "narrow", "swapaxes", "movedim", "detach", "__get__", "size", "dim", "is_floating_point"),
+    *("expand", "slice", "split_with_sizes", "alias", "_to_copy", "sym_size"),
 }
 """Functions that move values without a change; relevance moves back with them."""
 TINY = 1e-9

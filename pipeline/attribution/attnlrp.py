@@ -83,7 +83,7 @@ class RelevanceGradient(PlainAttention):
         self.without_rule: set[str] = set()
 
     def rule(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """See `PlainAttention.rule`."""
+        """See `FunctionRule.rule`."""
         active = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.requires_grad]
         if not active or name in MOVES or name in LINEAR:
             return func(*args, **kwargs)
@@ -92,9 +92,9 @@ class RelevanceGradient(PlainAttention):
             return func(*args, **kwargs)
         if name in MATMULS or name in {"mul", "div"}:
             return self._product(name, func, args, kwargs, len(active))
-        if name in RATIO:
+        if name.removesuffix("_") in RATIO:
             x = args[0]
-            return x * (func(x.detach(), *args[1:], **kwargs) / (x.detach() + SMALL))
+            return x * (func(x.detach().clone(), *args[1:], **kwargs) / (x.detach() + SMALL))
         if name in NORMS:
             return NORMS[name](*args, **kwargs)
         self.without_rule.add(name)

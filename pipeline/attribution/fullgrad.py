@@ -6,17 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits
+from pipeline.attribution.functions import FunctionRule
 from pipeline.attribution.gradient import channels_last
 from pipeline.model import LoadedModel
 
-aten = torch.ops.aten
-AFFINE = {F.conv2d, F.linear, aten.conv2d.default, aten.linear.default}
 
-
-class BiasGradients(TorchFunctionMode):
+class BiasGradients(FunctionRule):
     """Watches every convolution, linear map and batch norm of a forward pass, and sums b ⊙ d logit / db going back.
 
     The batch norm's implicit bias is β − γ μ / sqrt(σ² + ε). Gradients are taken as they arrive: none is kept.
@@ -47,35 +44,30 @@ class BiasGradients(TorchFunctionMode):
         if part.ndim == 4:
             self.maps += psi(part, self.size)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Called by torch in place of every function of tensors."""
-        kwargs = kwargs or {}
+    def rule(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """See `FunctionRule.rule`."""
         output = func(*args, **kwargs)
-        bias = _bias(func, args, kwargs)
+        bias = _bias(name, args, kwargs)
         if bias is not None and output.requires_grad:
-            shape = (1, -1, 1, 1) if output.ndim == 4 and func not in (F.linear, aten.linear.default) else (-1,)
+            shape = (1, -1, 1, 1) if output.ndim == 4 and name != "linear" else (-1,)
             # A tensor's hook sees the gradient of the value it has now, also if an in-place ReLU changes it later.
             output.register_hook(lambda g: self.add(g.float() * bias.view(shape)))
         return output
 
 
-def _bias(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+def _bias(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
     """(C,) float32: the bias that a call adds; None if it adds none."""
-    if func is F.batch_norm:
+    if name == "batch_norm":
         if args[1] is None:  # statistics of the batch, as in the standardising of weights: no constant is added
             return None
         mean, variance = (statistic.float() for statistic in args[1:3])
         weight = kwargs.get("weight", args[3] if len(args) > 3 else None)
         offset = kwargs.get("bias", args[4] if len(args) > 4 else None)
-        scale = (variance + kwargs.get("eps", 1e-5)).rsqrt() * (1 if weight is None else weight.float())
+        scale = (variance + kwargs.get("eps", args[7] if len(args) > 7 else 1e-5)).rsqrt() * (
+            1 if weight is None else weight.float()
+        )
         return torch.sub(0 if offset is None else offset.float(), mean * scale)
-    if func in AFFINE:
+    if name in ("conv2d", "linear"):
         bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
         return None if bias is None else bias.float()
     return None

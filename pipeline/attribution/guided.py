@@ -1,9 +1,7 @@
 """Backward rules of the ReLU: guided backpropagation, deconvnet, and guided Grad-CAM.
 
-The rule lives in a torch function mode. A mode is the calling thread's own: no module, hook or class is touched, so the
-shared model cannot be seen changed by another thread, and there is nothing to restore. It sees a ReLU however it is
-written (module, function, method, in place, or an operator of an exported program), with three exceptions that stay
-as they are: `clamp(min=0)`, and ReLUs inside TorchScript or a compiled module.
+`functions` sees a ReLU however it is written, with three exceptions that stay as they are: `clamp(min=0)`, and ReLUs
+inside TorchScript or a compiled module.
 """
 
 import math
@@ -13,16 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, missing, probe
 from pipeline.attribution.cam import GradCAM
+from pipeline.attribution.functions import FunctionRule
 from pipeline.attribution.gradient import InputGradients
 from pipeline.model import LoadedModel
 
-aten = torch.ops.aten
-RELU = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, aten.relu.default, aten.relu_.default}
-RELU6 = {F.relu6, F.hardtanh, F.hardtanh_, aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default}
+CEILINGS = {"relu": math.inf, "relu_": math.inf, "relu6": 6.0}
 
 
 class Rectifier(torch.autograd.Function):
@@ -36,7 +32,7 @@ class Rectifier(torch.autograd.Function):
         """Any shape to the same shape."""
         if gated:
             ctx.save_for_backward((z > 0) & (z < ceiling))
-        return z.clamp(0, ceiling)
+        return z.relu() if ceiling == float("inf") else z.clamp(0, ceiling)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -45,7 +41,7 @@ class Rectifier(torch.autograd.Function):
         return (positive * ctx.saved_tensors[0] if ctx.saved_tensors else positive), None, None
 
 
-class ReluRule(TorchFunctionMode):
+class ReluRule(FunctionRule):
     """Replaces every ReLU and ReLU6 that this thread calls inside the block by `Rectifier`.
 
     Args:
@@ -60,40 +56,25 @@ class ReluRule(TorchFunctionMode):
         self.gated = gated
         self.replaced = 0
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Called by torch in place of every function of tensors."""
-        kwargs = kwargs or {}
-        ceiling = _ceiling(func, args, kwargs)
+    def rule(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """See `FunctionRule.rule`."""
+        ceiling = _ceiling(name, args, kwargs)
         if ceiling is None:
             return func(*args, **kwargs)
         self.replaced += 1
         z = args[0] if args else kwargs["input"]
         rectified = Rectifier.apply(z, ceiling, self.gated)
-        return z.copy_(rectified) if _in_place(func, kwargs) else rectified
+        in_place = name.endswith("_") or kwargs.get("inplace") or (len(args) > 1 and args[-1] is True)
+        return z.copy_(rectified) if in_place else rectified
 
 
-def _ceiling(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> float | None:
+def _ceiling(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> float | None:
     """Where the function stops rising; None if it is neither a ReLU nor a ReLU6."""
-    if func in RELU:
-        return math.inf
-    if func not in RELU6:
-        return None
-    if func in (F.relu6, aten.relu6.default):
-        return 6.0
+    if name not in ("hardtanh", "hardtanh_"):
+        return CEILINGS.get(name)
     low = kwargs.get("min_val", args[1] if len(args) > 1 else -1.0)
     high = kwargs.get("max_val", args[2] if len(args) > 2 else 1.0)
     return float(high) if low == 0 else None
-
-
-def _in_place(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    in_place = (torch.relu_, Tensor.relu_, aten.relu_.default, F.hardtanh_, aten.hardtanh_.default)
-    return func in in_place or bool(kwargs.get("inplace"))
 
 
 def relu_misfit(model: LoadedModel) -> str | None:

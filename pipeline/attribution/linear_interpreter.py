@@ -7,28 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from pipeline.attribution.attention_capture import PlainAttention
 from pipeline.attribution.base import Attribution, Choose, Needs, Traits, probe, without_gradient
 from pipeline.attribution.gradient import InputGradients
 from pipeline.model import LoadedModel
 
-aten = torch.ops.aten
-Functions = set[Callable[..., Any]]
-
-UNITS: Functions = {F.gelu, F.silu, F.mish, F.hardswish, F.tanh, torch.tanh, Tensor.tanh}
-UNITS |= {aten.gelu.default, aten.silu.default, aten.hardswish.default, aten.tanh.default}
+UNITS = {"gelu", "silu", "silu_", "mish", "mish_", "hardswish", "hardswish_", "tanh", "tanh_"}
 """σ with σ(0) = 0, replayed as multiplication by σ(z) / z."""
 
-GATES: Functions = {F.sigmoid, torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_, F.hardsigmoid}
-GATES |= {F.softmax, torch.softmax, Tensor.softmax}
-GATES |= {aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int, aten._softmax.default}
-GATES |= {torch.var, Tensor.var, torch.std, Tensor.std, torch.norm, Tensor.norm, torch.linalg.vector_norm}
-GATES |= {torch.rsqrt, Tensor.rsqrt}
+GATES = {"sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "softmax", "_softmax"}
+GATES |= {"var", "std", "norm", "linalg_vector_norm", "rsqrt"}
 """What scales other features, and the statistics of hand-written norms: replayed as constants."""
 
 
-class Frozen(TorchFunctionMode):
+class Frozen(PlainAttention):
     """Makes this thread's network affine around the input it is run on, with the same output.
 
     Frozen are: the masks of ReLUs and the places of max-pooling (their gradient does so by itself), smooth units as
@@ -36,28 +29,23 @@ class Frozen(TorchFunctionMode):
     [ ] marks what is detached. A mode is the calling thread's own: the shared model is not touched.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Called by torch in place of every function of tensors."""
-        kwargs = kwargs or {}
-        if func in UNITS:
-            return _unit(func, *args, **kwargs)
-        if func in GATES:
+    def rule(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """See `FunctionRule.rule`."""
+        if name in UNITS:
+            return _unit(name, func, *args, **kwargs)
+        if name in GATES:
             return func(*args, **kwargs).detach()
-        rule = RULES.get(func)
+        rule = RULES.get(name)
         return func(*args, **kwargs) if rule is None else rule(*args, **kwargs)
 
 
-def _unit(func: Callable[..., Tensor], z: Tensor, *args: Any, inplace: bool = False, **kwargs: Any) -> Tensor:
+def _unit(
+    name: str, func: Callable[..., Tensor], z: Tensor, *args: Any, inplace: bool = False, **kwargs: Any
+) -> Tensor:
     """z [σ(z)/z]; at z = 0 the ratio next to it, which stands for its limit σ'(0)."""
     beside = torch.where(z == 0, 1e-4, z).detach()
-    frozen = z * (func(beside, *args, **kwargs) / beside)
-    return z.copy_(frozen) if inplace else frozen
+    frozen = z * (func(beside.clone(), *args, **kwargs) / beside)
+    return z.copy_(frozen) if inplace or name.endswith("_") else frozen
 
 
 def _standardised(x: Tensor, dims: tuple[int, ...], eps: float, *, centred: bool = True) -> Tensor:
@@ -105,24 +93,17 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, channels: 
     return x
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """[weights] v; the weights are what attention gives to one-hot values."""
-    one_hot = torch.eye(k.shape[-2], dtype=v.dtype, device=v.device).expand(*k.shape[:-1], -1)
-    return torch.matmul(F.scaled_dot_product_attention(q.detach(), k.detach(), one_hot, *args, **kwargs), v)
-
-
 def _normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
     length: Tensor = x.detach().norm(p, dim, keepdim=True)
     return x / length.clamp_min(eps)
 
 
-RULES: dict[Callable[..., Any], Callable[..., Tensor]] = {
-    F.layer_norm: _layer_norm,
-    F.group_norm: _group_norm,
-    F.instance_norm: _instance_norm,
-    F.rms_norm: _rms_norm,
-    F.normalize: _normalize,
-    F.scaled_dot_product_attention: _attention,
+RULES: dict[str, Callable[..., Tensor]] = {
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
+    "rms_norm": _rms_norm,
+    "normalize": _normalize,
 }
 
 

@@ -11,20 +11,20 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, EpsilonPlusFlat
 from zennit.core import Composite, Stabilizer
 
 from pipeline.attribution.attention_relevance import MOVES, Rule, ruled, wide
 from pipeline.attribution.attnlrp import relative_gap
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, private_copy, probe
+from pipeline.attribution.functions import FunctionRule
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel, Preprocessing
 
 CompositeName = Literal["epsilon_plus", "epsilon_gamma_box", "epsilon_plus_flat", "epsilon_alpha2_beta1"]
 PASSES = {
-    *("relu", "relu_", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh"),
-    *("hardswish", "hardtanh", "hardtanh_", "clamp", "clamp_", "dropout", "identity", "feature_dropout"),
+    *("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "hardswish"),
+    *("hardtanh", "clamp", "dropout", "identity", "feature_dropout"),
 }
 OF_MODULES = {"conv2d", "linear", "batch_norm", "max_pool2d", "max_pool2d_with_indices", "boolean_dispatch", "pad"}
 OF_GATES = {"sigmoid", "hardsigmoid", "sigmoid_"}
@@ -234,13 +234,13 @@ def merge(layer: nn.Conv2d | nn.Linear, norm: nn.modules.batchnorm._BatchNorm) -
         norm.weight, norm.bias = (nn.Parameter(t.clone(), requires_grad=False) for t in (ones, zeros))
 
 
-class RelevanceSums(TorchFunctionMode):
+class RelevanceSums(FunctionRule):
     """Rules for what networks write as functions between modules, in the calling thread.
 
     Where a hooked module calls such a function, zennit's rule for the module takes its place.
 
     Args:
-        module: the network that will run; tells its own weights from computed ones.
+        module: the network that will run; tells weights of layers, which zennit's rules hook, from others.
 
     Attributes:
         without_rule: names of functions of activations that have no rule.
@@ -249,18 +249,10 @@ class RelevanceSums(TorchFunctionMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.without_rule: set[str] = set()
-        self._weights = {id(parameter) for parameter in module.parameters()}
+        self._weights = {id(part.weight) for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Called by torch in place of every function of tensors."""
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+    def rule(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """See `FunctionRule.rule`."""
         active = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.requires_grad]
         if not active or name in MOVES:
             return func(*args, **kwargs)
@@ -276,7 +268,9 @@ class RelevanceSums(TorchFunctionMode):
         self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], active: list[Tensor]
     ) -> Rule | None:
         """The rule of a function; None where autograd's own backward serves, or where there is none."""
-        if name in PASSES or (name in {"add", "add_", "sub", "mul", "mul_", "div"} and len(active) == 1):
+        if name.removesuffix("_") in PASSES or (
+            name in {"add", "add_", "sub", "mul", "mul_", "div"} and len(active) == 1
+        ):
             return lambda r, x: (r.sum_to_size(x.shape),)
         if name in POOLS and active[0] is args[0]:
             return lambda r, x: (by_contribution(r, x, lambda t: func(t, *args[1:], **kwargs)),)
@@ -285,9 +279,9 @@ class RelevanceSums(TorchFunctionMode):
         if name in {"mul", "mul_"} and active[0].numel() != active[-1].numel():
             first = active[0].numel() > active[1].numel()
             return lambda r, a, b: (r, torch.zeros_like(b)) if first else (torch.zeros_like(a), r)
-        computed = name in {"conv2d", "linear"} and len(args) > 1 and id(args[1]) not in self._weights
-        if computed or name not in OF_MODULES | OF_GATES:
-            self.without_rule.add(f"{name} with a computed weight" if computed else name)
+        foreign = name in {"conv2d", "linear"} and len(args) > 1 and id(args[1]) not in self._weights
+        if foreign or name not in OF_MODULES | OF_GATES:
+            self.without_rule.add(f"{name} outside of torch.nn's layers" if foreign else name)
         return None
 
 
