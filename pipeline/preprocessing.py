@@ -123,12 +123,13 @@ def _centre(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def overridden(base: Preprocessing | None, spec: ModelSpec) -> Preprocessing:
+def overridden(base: Preprocessing | None, spec: ModelSpec, *, size: tuple[int, int] | None = None) -> Preprocessing:
     """The model's own preprocessing with the fields that the specification sets.
 
     Args:
         base: the model's own, or None where its source states none.
         spec: fields that are not None win.
+        size: height and width of the input in px, where the source fixes them and states nothing else.
 
     Returns:
         The resolved preprocessing.
@@ -142,7 +143,7 @@ def overridden(base: Preprocessing | None, spec: ModelSpec) -> Preprocessing:
         if getattr(spec, name) is not None
     }
     if base is None:
-        base = _from_specification(spec)
+        base = _from_specification(spec, spec.size or size)
     size = given.get("size", base.size)
     if spec.resize is not None:
         given["resize"] = _square(spec.resize) if spec.resize_mode != "squash" else _scaled(size, spec.resize)
@@ -156,15 +157,16 @@ def overridden(base: Preprocessing | None, spec: ModelSpec) -> Preprocessing:
     return _checked(replace(base, **given, origin=f"{base.origin}, with {', '.join(sorted(given))} from the job"))
 
 
-def _from_specification(spec: ModelSpec) -> Preprocessing:
-    missing = [f"--{name}" for name in ("size", "mean", "std") if getattr(spec, name) is None]
-    if missing or spec.size is None or spec.mean is None or spec.std is None:
+def _from_specification(spec: ModelSpec, size: tuple[int, int] | None) -> Preprocessing:
+    values = {"size": size, "mean": spec.mean, "std": spec.std}
+    missing = [f"--{name}" for name, value in values.items() if value is None]
+    if size is None or spec.mean is None or spec.std is None:
         raise ModelError(
             f"{spec.source} says nothing about its preprocessing: add {', '.join(missing)} "
             "(for example --size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225), "
             "or give the module a `pretrained_cfg` dictionary in timm's form"
         )
-    return Preprocessing(spec.size, spec.size, "shortest", "bilinear", spec.mean, spec.std)
+    return Preprocessing(size, size, "shortest", "bilinear", spec.mean, spec.std)
 
 
 def _checked(result: Preprocessing) -> Preprocessing:

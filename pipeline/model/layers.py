@@ -1,6 +1,6 @@
 """Where in a network to look: the target layer, found by structure in one dry run, or resolved from its name."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +61,21 @@ def find_layer(module: nn.Module, size: tuple[int, int], channels: int, *, name:
         ModelError: the network cannot be run, there is no such layer, or its output has no spatial extent.
     """
     seen, _ = observe(module, noise(module, 2, channels, size))
-    return choose(seen, name=name)
+    return choose(seen, name=submodule_name(module, name))
+
+
+def submodule_name(module: nn.Module, name: str | None) -> str | None:
+    """The path of a submodule that a user names; a graph of ONNX also knows it by the names of nodes and values.
+
+    Args:
+        module: the network; its attribute `layer_names` maps other names to paths.
+        name: given by the user, or None.
+
+    Returns:
+        The path.
+    """
+    names: Mapping[str, str] = getattr(module, "layer_names", {})
+    return name if name is None else names.get(name, name)
 
 
 def choose(seen: Sequence[Observation], *, name: str | None = None) -> TargetLayer:

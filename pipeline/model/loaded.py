@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.model import weights as weights_file
 from pipeline.model.dry_run import noise, observe
-from pipeline.model.layers import TargetLayer, choose, find_head
+from pipeline.model.layers import TargetLayer, choose, find_head, submodule_name
 from pipeline.model.sources import build
 from pipeline.preprocessing import Preprocessing, overridden
 from schemas.graph import ModelSpec
@@ -38,6 +38,7 @@ class LoadedModel:
         weights_sha256: of the file, or of the tensors where there is no file.
         source: the model's address.
         arguments: of its constructor.
+        note: what was decided when it was read, for people.
     """
 
     module: nn.Module
@@ -49,6 +50,7 @@ class LoadedModel:
     weights_sha256: str
     source: str
     arguments: Mapping[str, Any]
+    note: str = ""
 
     def describe(self) -> dict[str, Any]:
         """What decides the prediction, as plain JSON values; part of the graph digest."""
@@ -135,7 +137,7 @@ def load(
     pretrained = spec.weights in (None, "pretrained") and not spec.source.endswith(".pt2")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # `random` weights must be the same in every worker
-        source = build(spec.source, dict(spec.arguments), pretrained=pretrained)
+        source = build(spec.source, dict(spec.arguments), pretrained=pretrained, layer=spec.layer)
     module, digest = source.module, None
     if spec.weights not in (None, "pretrained", "random"):
         path, digest = weights_file.fetch(spec.weights, storage, sha256=spec.weights_sha256)
@@ -143,9 +145,9 @@ def load(
     if not spec.source.endswith(".pt2"):
         module.eval()
     module.requires_grad_(False)
-    preprocessing = overridden(source.preprocessing, spec)
+    preprocessing = overridden(source.preprocessing, spec, size=source.size)
     seen, logits = observe(module, noise(module, 2, preprocessing.channels, preprocessing.size))
-    layer = choose(seen, name=spec.layer)
+    layer = choose(seen, name=submodule_name(module, spec.layer))
     digest = digest or _tensor_digest(module)
     module.to(device=device, dtype=DTYPES[precision])
     if device == "cuda":
@@ -153,7 +155,9 @@ def load(
     classes = logits.shape[1]
     labels = _labels(spec, source.labels, classes, storage)
     head = find_head(seen, logits)
-    return LoadedModel(module, preprocessing, labels, layer, head, classes, digest, spec.source, spec.arguments)
+    return LoadedModel(
+        module, preprocessing, labels, layer, head, classes, digest, spec.source, spec.arguments, source.note
+    )
 
 
 def _tensor_digest(module: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Where a network's architecture comes from: timm, torchvision, transformers, a user's factory, an exported program."""
+"""Where a network comes from: timm, torchvision, transformers, a user's factory, an exported program, an ONNX file."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -27,21 +27,26 @@ class Source:
         preprocessing: None where the origin states none.
         labels: class names, or None.
         weighted: whether the module already holds trained weights.
+        size: height and width of its input in px, where the origin fixes them without stating a preprocessing.
+        note: what was decided on the way, for people.
     """
 
     module: nn.Module
     preprocessing: Preprocessing | None
     labels: Sequence[str] | None
     weighted: bool
+    size: tuple[int, int] | None = None
+    note: str = ""
 
 
-def build(source: str, arguments: Arguments, *, pretrained: bool) -> Source:
+def build(source: str, arguments: Arguments, *, pretrained: bool, layer: str | None = None) -> Source:
     """Builds the network that a source address names.
 
     Args:
-        source: `timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, `module:package.mod:factory` or `FILE.pt2`.
+        source: `timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, `module:package.mod:factory`, `onnx:FILE` or `FILE.pt2`.
         arguments: keyword arguments of the constructor.
         pretrained: let timm and torchvision load their published weights.
+        layer: the layer that the job names, where a graph of ONNX must be cut; other sources do not need it.
 
     Returns:
         The network, in whatever mode its constructor leaves it.
@@ -52,10 +57,12 @@ def build(source: str, arguments: Arguments, *, pretrained: bool) -> Source:
     if source.endswith(".pt2"):
         return _exported_program(source, arguments)
     scheme, _, name = source.partition(":")
+    if scheme == "onnx" and name:
+        return _onnx(name, arguments, layer)
     if scheme not in SCHEMES or not name:
         raise ModelError(
             f"model {source!r} is not an address: use timm:NAME, torchvision:NAME, hf:FOLDER, "
-            "module:package.mod:factory or FILE.pt2 (for example timm:resnet50)"
+            "module:package.mod:factory, onnx:FILE or FILE.pt2 (for example timm:resnet50)"
         )
     try:
         return SCHEMES[scheme](name, arguments, pretrained)
@@ -158,6 +165,15 @@ def _exported_program(file: str, arguments: Arguments) -> Source:
         for node in getattr(getattr(part, "graph", None), "nodes", ()):
             node.meta.clear()  # traced tensors without memory, for which the module cannot be copied
     return Source(module, None, None, True)
+
+
+def _onnx(file: str, arguments: Arguments, layer: str | None) -> Source:
+    if arguments:
+        raise ModelError(f"onnx:{file} is a file and takes no --model-arg, found {sorted(arguments)}")
+    from pipeline.model.onnx import read_model
+
+    found = read_model(Path(file), layer=layer)
+    return Source(found.module, found.preprocessing, found.labels, True, found.size, found.note)
 
 
 SCHEMES: dict[str, Callable[[str, Arguments, bool], Source]] = {

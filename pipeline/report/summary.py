@@ -174,6 +174,8 @@ def print_model(spec: JobSpec) -> None:
         ("why", layer.why),
         ("embedding", f"input of {model.head}" if model.head else "none: the network does not end in a linear layer"),
     ]
+    if model.note:
+        rows.append(("note", model.note))
     for name, value in rows:
         table.add_row(name, escape(str(value)))
     Console().print(table)
