@@ -2,22 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from pipeline import attribution, records, target
 from pipeline.attribution import Method
-from pipeline.errors import MethodError
 from pipeline.heatmap import statistics
-from pipeline.model import DTYPES, LoadedModel, load
+from pipeline.model import LoadedModel, load
+from pipeline.runtime import onnx_file
+from pipeline.runtime.cache import obtain
+from pipeline.runtime.session import OnnxGraph
+from pipeline.runtime.torch_graph import Answer, TorchGraph, head
 from schemas.explanations import SCHEMA_VERSION, TOP
 from schemas.graph import GraphSpec
 
@@ -65,17 +68,20 @@ class ExplanationGraph:
     Args:
         spec: what to compute.
         storage: fsspec options for remote weights.
+        cache: folder or address where compiled graphs are kept; None for this machine's own.
     """
 
-    def __init__(self, spec: GraphSpec, storage: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, spec: GraphSpec, storage: Mapping[str, Any] | None = None, *, cache: str | None = None) -> None:
         self.spec = spec
         self._storage = dict(storage or {})
+        self._cache = cache
 
     @cached_property
     def model(self) -> LoadedModel:
-        """The model, loaded on first use."""
+        """The model, loaded on first use; on the CPU where ONNX Runtime executes it."""
         spec = self.spec
-        return load(spec.model, device=spec.device, precision=spec.precision, storage=self._storage)
+        device = spec.device if spec.runtime == "torch" else "cpu"
+        return load(spec.model, device=device, precision=spec.precision, storage=self._storage)
 
     @cached_property
     def method(self) -> Method:
@@ -100,17 +106,28 @@ class ExplanationGraph:
     @property
     def embedding_width(self) -> int | None:
         """Features before the classifier, where the specification asks for them."""
-        return self._head.in_features if self.spec.embedding else None
+        return head(self.model).in_features if self.spec.embedding else None
 
-    @property
-    def _head(self) -> nn.Linear:
-        if self.model.head is None:
-            raise MethodError(
-                f"{self.model.source} does not end in a linear layer, so there is no embedding; drop --embedding"
-            )
-        head = self.model.module.get_submodule(self.model.head)
-        assert isinstance(head, nn.Linear)
-        return head
+    @cached_property
+    def runtime(self) -> TorchGraph | OnnxGraph:
+        """What executes the graph."""
+        if self.spec.runtime == "onnx":
+            return OnnxGraph(self.compiled(), device=self.spec.device)
+        return TorchGraph(self.model, self.method, self.target, embedding=self.spec.embedding)
+
+    def compiled(self) -> Path:
+        """The graph's ONNX file; compiled where the cache does not hold it yet.
+
+        Returns:
+            Path on this machine.
+        """
+        spec = self.spec
+        name = f"{spec.method}-{self.digest}-{_short([spec.target, spec.embedding, version('raylens')])}.onnx"
+
+        def build() -> bytes:
+            return onnx_file.compile_graph(spec, storage=self._storage, digest=self.digest).content
+
+        return obtain(name, build, address=self._cache, storage=self._storage)
 
     def explain(
         self, pixels: NDArray[np.uint8], sample_ids: Sequence[str], labels: Sequence[int] | None = None
@@ -125,14 +142,11 @@ class ExplanationGraph:
         Returns:
             The columns of N images, in order.
         """
-        device, dtype = self.spec.device, DTYPES[self.spec.precision]
-        x = self.model.preprocessing.normalise(torch.tensor(pixels).to(device, non_blocking=True), dtype)
+        device = self.spec.device
+        x = torch.tensor(pixels).to(device, non_blocking=True)
         known = torch.tensor(labels if labels is not None else [0] * len(sample_ids), device=device)
         seeds = torch.tensor([_seed(sample_id) for sample_id in sample_ids])
-        rule = self.target
-        with self._embedding(len(sample_ids)) as features:
-            result = self.method(x, lambda logits: rule(logits, known), seeds)
-        return _columns(result, features[0] if features else None)
+        return _columns(self.runtime(x, known, seeds))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Explains decoded rows; the signature that Ray Data's actor pool calls.
@@ -153,24 +167,6 @@ class ExplanationGraph:
             parts.append(records.explained(part, columns, self))
         return pa.concat_tables([records.with_schema(part, self.schema) for part in parts])
 
-    @contextmanager
-    def _embedding(self, count: int) -> Iterator[list[Tensor]]:
-        """Catches the head's input in the first pass over the whole batch."""
-        features: list[Tensor] = []
-        if not self.spec.embedding:
-            yield features
-            return
-
-        def catch(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            if not features and arguments[0].shape[0] == count:
-                features.append(arguments[0].detach().float())
-
-        handle = self._head.register_forward_pre_hook(catch)
-        try:
-            yield features
-        finally:
-            handle.remove()
-
 
 def digest(spec: GraphSpec, model: LoadedModel) -> str:
     """Sixteen hexadecimal digits of everything that decides a map: equal in a batch job and online.
@@ -188,7 +184,14 @@ def digest(spec: GraphSpec, model: LoadedModel) -> str:
         "schema": SCHEMA_VERSION,
         "torch": torch.__version__,
     }
-    text = json.dumps(parts, sort_keys=True, default=str)
+    if spec.runtime == "onnx":
+        parts |= {name: version(name) for name in ("onnxruntime-gpu", "onnxscript")}
+    return _short(parts)
+
+
+def _short(value: object) -> str:
+    """Sixteen hexadecimal digits of a plain value."""
+    text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -197,7 +200,8 @@ def _seed(sample_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest()) >> 1
 
 
-def _columns(result: attribution.Attribution, features: Tensor | None) -> Columns:
+def _columns(answer: Answer) -> Columns:
+    result, features = answer.attribution, answer.embedding
     probabilities = result.logits.softmax(dim=1)
     top_scores, top = probabilities.topk(min(TOP, probabilities.shape[1]), dim=1)
     maps = result.maps.float()

@@ -8,6 +8,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "ham
 ResizeMode = Literal["shortest", "squash", "pad"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
+Runtime = Literal["torch", "onnx"]
 HeatmapDtype = Literal["float16", "float32"]
 
 
@@ -58,7 +59,7 @@ class GraphSpec(Frozen):
     method: str = "gradcam"
     method_args: dict[str, JsonValue] = Field(default_factory=dict)
     target: str = "predicted"
-    runtime: Literal["torch"] = "torch"
+    runtime: Runtime = "torch"
     device: Device = "cpu"
     precision: Precision = "float32"
     batch_size: PositiveInt = 16

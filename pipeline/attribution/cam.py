@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.attribution.base import ActivationCAM, GradientCAM, Needs, Traits, forward_to_layer, probe
+from pipeline.attribution.eigen import leading_eigenpair
 from pipeline.model import LoadedModel
 from pipeline.model.layers import NAMED, find_layer
 
@@ -154,17 +155,17 @@ def leading_component(A: Tensor) -> Tensor:  # noqa: N803
     cells = scaled.flatten(2).transpose(1, 2)  # (N, hw, C)
     projection = _project(cells - cells.mean(dim=1, keepdim=True)) * scale[:, 0, 0]
     flip = projection.amin(dim=1).abs() > projection.amax(dim=1).abs()
-    projection = torch.where(flip[:, None], -projection, projection).reshape(len(A), *A.shape[2:])
+    projection = torch.where(flip[:, None], -projection, projection).reshape(A.shape[0], *A.shape[2:])
     return torch.where(finite[:, None, None], projection, torch.nan)
 
 
 def _project(cells: Tensor) -> Tensor:
     """(N, hw, C) centred rows to their (N, hw) coordinates on the first right singular vector, by the smaller Gram."""
     if cells.shape[1] <= cells.shape[2]:
-        values, vectors = torch.linalg.eigh(cells @ cells.transpose(1, 2))  # (N, hw, hw)
-        return torch.mul(vectors[:, :, -1], values[:, -1:].clamp_min(0).sqrt())
-    _, vectors = torch.linalg.eigh(cells.transpose(1, 2) @ cells)  # (N, C, C)
-    return torch.matmul(cells, vectors[:, :, -1:]).squeeze(2)
+        value, vector = leading_eigenpair(cells @ cells.transpose(1, 2))  # of (N, hw, hw)
+        return torch.mul(vector, value[:, None].clamp_min(0).sqrt())
+    _, vector = leading_eigenpair(cells.transpose(1, 2) @ cells)  # of (N, C, C)
+    return torch.einsum("nmc,nc->nm", cells, vector)
 
 
 def uniform_gradient(model: LoadedModel, *, across_images: bool) -> bool:

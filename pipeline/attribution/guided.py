@@ -32,7 +32,7 @@ class Rectifier(torch.autograd.Function):
         """Any shape to the same shape."""
         if gated:
             ctx.save_for_backward((z > 0) & (z < ceiling))
-        return z.relu() if ceiling == float("inf") else z.clamp(0, ceiling)
+        return z.relu() if ceiling == math.inf else z.clamp(0, ceiling)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

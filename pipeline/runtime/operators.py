@@ -1,0 +1,153 @@
+"""Backward operators written in forward ones: what an exporter of inference graphs has no names for.
+
+Each function stands for one ATen operator, takes its arguments and is exact. `PLAIN` is what a trace replaces.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
+from torch.overrides import TorchFunctionMode
+
+aten = torch.ops.aten
+SQUARINGS = 12
+"""Of the Gram matrix: 4096 steps of power iteration."""
+
+
+def convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    mask: Sequence[bool],
+) -> tuple[Tensor, None, None]:
+    """The gradient with respect to the input: the transposed convolution, or of that one the plain convolution."""
+    assert not mask[1]
+    assert not mask[2]
+    if transposed:
+        zeros = [0] * len(stride)
+        return aten.convolution(grad, weight, None, stride, padding, dilation, False, zeros, groups), None, None
+    axes = zip(grad.shape[2:], x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    missing = [size - ((g - 1) * s - 2 * p + d * (k - 1) + 1) for g, size, k, s, p, d in axes]
+    return aten.convolution(grad, weight, None, stride, padding, dilation, True, missing, groups), None, None
+
+
+def max_pool2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
+    """Each output's gradient is added to the cell that was its maximum."""
+    zeros = torch.zeros_like(x).flatten(2)
+    return zeros.scatter_add(2, indices.flatten(2), grad.flatten(2)).reshape(x.shape)
+
+
+def avg_pool2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor:
+    """Each output's gradient, divided by its cells, is spread over them by a transposed convolution."""
+    stride = stride or kernel
+    size = list(x.shape[2:])
+    ones = x.new_ones(1, 1, *kernel)
+    if divisor is None:
+        grad = grad / _averaged(size, grad, kernel, stride, padding, count_include_pad)
+    else:
+        grad = grad / divisor
+    spread = F.conv_transpose2d(grad.flatten(0, 1).unsqueeze(1), ones, stride=list(stride))
+    top, left = padding
+    spread = F.pad(spread, (0, max(0, left + size[1] - spread.shape[3]), 0, max(0, top + size[0] - spread.shape[2])))
+    return spread[:, :, top : top + size[0], left : left + size[1]].reshape(x.shape)
+
+
+def _averaged(
+    size: list[int], grad: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], padded: bool
+) -> Tensor:
+    """(h, w) cells that each output of a pooling is the mean of; a constant."""
+
+    def count(axis: int) -> Tensor:
+        start = torch.arange(grad.shape[2 + axis]) * stride[axis] - padding[axis]
+        border = padding[axis] if padded else 0
+        end = (start + kernel[axis]).clamp(max=size[axis] + border)
+        return end - (start if padded else start.clamp(min=0))
+
+    return (count(0)[:, None] * count(1)[None]).to(grad)
+
+
+def adaptive_avg_pool2d_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """Each cell of an evenly divided map gets its share of its output's gradient."""
+    height, width = x.shape[2] // grad.shape[2], x.shape[3] // grad.shape[3]
+    if (height * grad.shape[2], width * grad.shape[3]) != tuple(x.shape[2:]):
+        raise NotImplementedError("adaptive pooling of a map that its output does not divide evenly")
+    spread = (grad / (height * width)).repeat_interleave(height, dim=2)
+    return spread.repeat_interleave(width, dim=3)
+
+
+def safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Without the care for rows that are masked as a whole, which image models do not have."""
+    return torch.softmax(x, dim, dtype=dtype)
+
+
+def leading_eigenpair(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Power iteration by repeated squaring: G², G⁴, ... become the projection on the leading eigenvector.
+
+    Args:
+        gram: (N, n, n) symmetric and positive semi-definite.
+
+    Returns:
+        (N,) eigenvalues and (N, n) unit eigenvectors; zeros for a matrix of zeros.
+    """
+    power = gram
+    for _ in range(SQUARINGS):
+        power = power / power.abs().amax(dim=(1, 2), keepdim=True).clamp_min(1e-30)
+        power = power @ power
+    column = power.diagonal(dim1=1, dim2=2).argmax(dim=1)
+    index = column[:, None, None].expand(-1, gram.shape[1], 1)
+    vector = gram @ power.gather(2, index)  # (N, n, 1)
+    vector = vector / vector.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-30)
+    value = (vector * (gram @ vector)).sum(dim=(1, 2))
+    return value, vector.squeeze(2)
+
+
+PLAIN: dict[Any, Callable[..., Any]] = {
+    **core_aten_decompositions(),
+    aten.convolution_backward.default: convolution_backward,
+    aten.max_pool2d_with_indices_backward.default: max_pool2d_backward,
+    aten.avg_pool2d_backward.default: avg_pool2d_backward,
+    aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool2d_backward,
+    aten._safe_softmax.default: safe_softmax,
+    torch.ops.raylens.leading_eigenpair.default: leading_eigenpair,
+}
+"""What replaces an operator in a trace."""
+
+
+class PlainFunctions(TorchFunctionMode):
+    """Replaces what torch would run by its memory layout, which a trace would take for part of the network."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Called by torch in place of every function."""
+        if func is F.adaptive_avg_pool2d and args[1] in (1, (1, 1), [1, 1]):
+            return args[0].mean((-2, -1), keepdim=True)
+        return func(*args, **(kwargs or {}))
