@@ -231,7 +231,7 @@ def tokens_of(model: LoadedModel) -> Tokens:
     with torch.enable_grad(), AttentionCapture(gradients=True) as capture:
         logits = model.module(probe(model, 2))
     layout = _layout(model, capture)
-    if without_gradient(logits, capture.attention[-1:]):
+    if without_gradient(logits, capture.attention[-1:], keep=True):
         raise MethodError("its score has no gradient at its last attention, which would tell the tokens that it reads")
     (gradient,) = torch.autograd.grad(logits.float().logsumexp(dim=1).sum(), capture.attention[-1:])
     rows = gradient.abs().sum(dim=(0, 1, 3)).nonzero()[:, 0].tolist()  # queries that the score depends on

@@ -338,13 +338,13 @@ def _unreached(needs: Needs, model: LoadedModel) -> str | None:
     )
 
 
-def without_gradient(logits: Tensor, tensors: Sequence[Tensor]) -> int:
-    """At how many of the tensors, which require gradients, the logits have none."""
+def without_gradient(logits: Tensor, tensors: Sequence[Tensor], *, keep: bool = False) -> int:
+    """At how many of the tensors, which require gradients, the logits have none; `keep` the graph for another pass."""
     if not logits.requires_grad:
         return len(tensors)
     with torch.enable_grad():
         score = logits.float().sum()
-    return sum(g is None for g in torch.autograd.grad(score, tensors, allow_unused=True, retain_graph=True))
+    return sum(g is None for g in torch.autograd.grad(score, tensors, allow_unused=True, retain_graph=keep))
 
 
 def private_copy(module: nn.Module) -> nn.Module:

@@ -133,7 +133,7 @@ class LinearInterpreter(InputGradients):
         x = probe(model).requires_grad_()
         with torch.enable_grad(), Frozen():
             logits = model.module(x).float()
-        if without_gradient(logits, [x]):
+        if without_gradient(logits, [x], keep=True):
             return "all of its paths from the pixels to the score pass what the interpreter freezes"
         try:
             bends = _bends(logits, x)

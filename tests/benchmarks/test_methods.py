@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from timing import alternating, table
 from torch import Tensor
 
-from pipeline.attribution import METHODS, create
-from pipeline.errors import MethodError
+from pipeline.attribution import Attribution, create
 from pipeline.model import LoadedModel, load
 from schemas.graph import ModelSpec
 
@@ -34,7 +32,7 @@ def inputs(count: int = BATCH) -> Tensor:
     return torch.rand(count, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 
 
-def ours(model: LoadedModel, method: str, x: Tensor, **parameters: Any) -> Callable[[], object]:
+def ours(model: LoadedModel, method: str, x: Tensor, **parameters: Any) -> Callable[[], Attribution]:
     bound = create(method, model, **parameters)
     seeds = torch.arange(len(x))
     return lambda: bound(x, lambda logits: logits.argmax(1, keepdim=True), seeds)
@@ -162,50 +160,3 @@ def test_rise() -> None:
     candidates = {"raylens rise": ours(model, "rise", x, masks=128), "loop of single masks": rise_loop(model, x, 128)}
     table("RISE, MobileNetV2, 128 masks", alternating(candidates, rounds=2), unit="s", against="raylens rise")
     assert model.classes == 1000
-
-
-SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "ig": ({"steps": 8}, {"steps": 64}),
-    "smoothgrad": ({"samples": 8}, {"samples": 64}),
-    "rise": ({"masks": 32}, {"masks": 512}),
-    "scorecam": ({"channels": 32}, {"channels": 320}),
-}
-
-
-@pytest.mark.parametrize("method", SIZES)
-def test_memory_does_not_grow_with_masks_or_steps(method: str) -> None:
-    """Resident memory after a small and a large number of forwards, in one process."""
-    model, x = network("mobilenetv2_100"), inputs(2)
-    process, used = psutil.Process(), []
-    for parameters in SIZES[method]:
-        ours(model, method, x, **parameters)()
-        used.append(process.memory_info().rss / 2**20)
-    table(f"memory, {method}", {str(p): value for p, value in zip(SIZES[method], used, strict=True)}, unit="MiB")
-    assert len(used) == 2
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2_100"])
-def test_on_a_gpu(name: str) -> None:
-    """The same table in bfloat16, channels-last: images/s of every method of one forward."""
-    model = load(ModelSpec(source=f"timm:{name}", weights="random"), device="cuda", precision="bfloat16")
-    x = inputs(128).cuda().bfloat16().contiguous(memory_format=torch.channels_last)
-
-    def timed(run: Callable[[], object]) -> Callable[[], object]:
-        def synchronised() -> object:
-            result = run()
-            torch.cuda.synchronize()
-            return result
-
-        return synchronised
-
-    candidates = {"plain forward": timed(forward(model, x))}
-    for method, kind in METHODS.items():
-        if kind.traits.forwards == "1":
-            try:
-                candidates[method] = timed(ours(model, method, x))
-            except MethodError as error:
-                print(f"{method}: {error}")
-    seconds = alternating(candidates, rounds=ROUNDS, warmup=2)
-    table(f"{name}, images/s", {method: len(x) / value for method, value in seconds.items()}, against="plain forward")
-    assert "gradcam" in seconds
