@@ -42,10 +42,9 @@ def cluster() -> Iterator[Any]:
     """One local Ray cluster of two CPUs for the whole session."""
     import ray
 
-    context = ray.init(
-        address="local", num_cpus=2, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False,
-        logging_level="error",
-    )  # fmt: skip
+    from pipeline.jobs.cluster import OWN
+
+    context = ray.init(**OWN, num_cpus=2, object_store_memory=300 * 2**20, log_to_driver=False, logging_level="error")
     yield context
     ray.shutdown()
 

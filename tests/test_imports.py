@@ -134,7 +134,7 @@ def test_schemas_load_neither_torch_nor_ray() -> None:
 def test_the_graph_and_the_steps_load_without_ray() -> None:
     names = (
         "graph", "attribution", "model", "records", "heatmap", "target", "errors", "report.sheet", "stream.decode",
-        "stream.ledger", "stream.parts", "stream.steps", "stream.sources", "stream.storage", "jobs.explain",
+        "stream.ledger", "stream.parts", "stream.steps", "stream.sources", "stream.storage", "jobs.explain", "jobs.run",
     )  # fmt: skip
     statement = "import " + ", ".join(f"pipeline.{name}" for name in names)
     assert loaded(statement, "ray", "serve", "torch") == {"torch"}

@@ -1,14 +1,9 @@
 """Where a job's steps run: Ray Data on a cluster, or this process."""
 
-import os
-import signal
-import sys
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import psutil
 import torch
 
 from pipeline.errors import RaylensError, SpecError, WorkerDiedError, WorkerError
@@ -17,9 +12,6 @@ from pipeline.stream.parts import Counts, Group
 from pipeline.stream.steps import Steps, Work
 from schemas.graph import Device
 from schemas.job import JobSpec
-
-OBJECT_STORE_SHARE = 0.2
-OBJECT_STORE_MAX = 4 * 2**30
 
 
 class Runner(Protocol):
@@ -146,52 +138,17 @@ def _last_line(error: object) -> str:
     return str(error).strip().rsplit("\n", 1)[-1][:500]
 
 
-@contextmanager
-def connected(spec: JobSpec) -> Iterator[Runner]:
-    """The runner of a job; starts a local Ray cluster where there is none, and stops what it started.
+def connected(spec: JobSpec, ready: Callable[[], None]) -> Runner:
+    """The runner of a job.
 
     Args:
         spec: of the job.
+        ready: waits for the cluster, see `pipeline.jobs.cluster`.
 
-    Yields:
+    Returns:
         A runner.
     """
     if spec.runner == "local":
-        yield LocalRunner(spec)
-        return
-    import ray
-
-    if ray.is_initialized():
-        yield RayRunner(spec)
-        return
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray-project/ray#57733: an error line for every actor pool
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        path for path in sys.path if path
-    )  # workers import what this process does
-    with _own_signals():
-        ray.init(**_ray_options(spec))
-    try:
-        yield RayRunner(spec)
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keeps our way out on SIGTERM: Ray replaces the handler by one that ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _ray_options(spec: JobSpec) -> dict[str, Any]:
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": True, "logging_level": "error"}
-    if spec.ray_address or os.environ.get("RAY_ADDRESS"):  # an entry point's choice: where the cluster is
-        return {**options, "address": spec.ray_address or "auto"}
-    store = min(OBJECT_STORE_MAX, int(psutil.virtual_memory().total * OBJECT_STORE_SHARE))
-    return {**options, "address": "local", "include_dashboard": False, "object_store_memory": store}
+        return LocalRunner(spec)
+    ready()
+    return RayRunner(spec)

@@ -21,6 +21,8 @@ from schemas.graph import GraphSpec
 
 TASK_CPUS = 0.25  # reading, decoding and writing wait for storage half of the time
 TASK_RETRIES = 4  # Ray Data's default is to repeat an image that kills its process for ever
+NEVER = -1.0
+"""A share that no utilisation falls to: a pool that waits for blocks for a moment keeps its loaded models."""
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]
 
 
@@ -174,6 +176,7 @@ def configure(steps: Steps, *, errors_allowed: int) -> None:
     context = DataContext.get_current()
     context.target_max_block_size = int(steps.block_rows * steps.row_bytes / 1.2)  # so that a table stays one block
     context.max_errored_blocks = errors_allowed
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = NEVER  # actors leave when the input is used up
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False

@@ -1,0 +1,294 @@
+"""The run of a job, or of what is missing of it: model, plan, stream, seal, record."""
+
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from pipeline import attribution, target
+from pipeline.errors import InputError, IntegrityError, MethodError, OutputError, WorkerDiedError
+from pipeline.graph import digest
+from pipeline.jobs import golden
+from pipeline.jobs.isolation import isolate
+from pipeline.jobs.metrics import JobMetrics, published
+from pipeline.jobs.progress import Display, Tally
+from pipeline.jobs.runners import Runner, connected
+from pipeline.model import LoadedModel, load
+from pipeline.stream import parts, sources
+from pipeline.stream.ledger import STATE, Coverage, Ledger
+from pipeline.stream.shards import Shard
+from pipeline.stream.steps import Steps, Work
+from schemas.explanations import SCHEMA_VERSION
+from schemas.job import JobSpec
+from schemas.run import RunRecord
+
+PACKAGES = (
+    "raylens",
+    "torch",
+    "timm",
+    "torchvision",
+    "transformers",
+    "ray",
+    "pyarrow",
+    "pillow",
+    "simplejpeg",
+    "numpy",
+)
+
+
+def run(spec: JobSpec, ledger: Ledger, shown: Display, ready: Callable[[], None]) -> RunRecord:
+    """Explains what is missing, seals and writes `run.json`.
+
+    Args:
+        spec: what to do.
+        ledger: of the output.
+        shown: told what happens.
+        ready: waits for the cluster, see `pipeline.jobs.cluster`.
+
+    Returns:
+        The record that was written.
+
+    Raises:
+        RaylensError: see `pipeline.errors`.
+    """
+    started = datetime.now(UTC)
+    model = load(spec.model_spec(), storage=spec.storage)
+    check_fit(spec, model)
+    shown.say("model", source=model.source, classes=model.classes, layer=model.layer.name, method=spec.method)
+    if spec.golden is not None:
+        top1 = golden.check(spec.golden, spec.golden_top1, model, spec.storage, max_pixels=spec.max_pixels)
+        shown.say("golden set", top1=f"{top1:.3f}", required=spec.golden_top1)
+    plan = ledger.plan() or _planned(spec, ledger, shown)
+    runner = connected(spec, ready)
+    with published(spec, shown) as metrics:
+        steps = prepared(spec, model, runner, ledger)
+        coverage = _stream(steps, plan, runner, shown, metrics)
+        counts = _sealed(steps, plan, coverage, runner, shown)
+        record = _record(spec, steps, model, counts, started, len(plan))
+        ledger.write_json(record.model_dump(mode="json"), "run.json")
+        metrics.succeeded()
+    ledger.remove(STATE, "fragments")
+    shown.say("done", images=record.images, explained=record.explained, rejected=record.rejected, output=spec.output)
+    return record
+
+
+def check_fit(spec: JobSpec, model: LoadedModel) -> None:
+    """Refuses a method or target that does not fit the model, before the job starts.
+
+    Args:
+        spec: of the job.
+        model: to explain.
+
+    Raises:
+        MethodError: the method does not fit.
+    """
+    method = attribution.create(spec.method, model, seed=spec.seed, **spec.method_args)
+    target.resolve(spec.target, model)
+    if not method.traits.discriminative and spec.target != "predicted":
+        raise MethodError(f"method {spec.method} gives the same map for every class: drop --target {spec.target}")
+
+
+def _planned(spec: JobSpec, ledger: Ledger, shown: Display) -> list[Shard]:
+    if ledger.read_json(STATE, "job.json") is None and _occupied(ledger):
+        raise OutputError(
+            f"{spec.output} holds files that no raylens job wrote; choose another --output or --overwrite"
+        )
+    found = sources.find(spec.input, spec.storage, forced=spec.format, image=spec.image_field)
+    ledger.write_json({"identity": spec.identity(), "digest": spec.digest()}, STATE, "job.json")
+    fields = sources.Fields(spec.image_field, spec.label_field, spec.id_field)
+    state = f"{spec.output.rstrip('/')}/{STATE}"
+    plan = ledger.freeze(sources.plan(found, spec.storage, fields, state=state))
+    if not plan:
+        raise InputError(
+            f"input {', '.join(spec.input)} holds no images; known are folders, tars, Parquet and manifests"
+        )
+    kinds = sorted({item.format for item in found})
+    shown.say("input", format=" and ".join(kinds), files=len(found), shards=len(plan))
+    return plan
+
+
+def _occupied(ledger: Ledger) -> bool:
+    return any(ledger.filesystem.exists(ledger.path(name)) for name in ("explanations", "rejects"))
+
+
+def prepared(spec: JobSpec, model: LoadedModel, runner: Runner, ledger: Ledger) -> Steps:
+    """The steps of a job on a runner's device; refuses to go on with another graph than the job began with.
+
+    Args:
+        spec: of the job.
+        model: resolved in the driver.
+        runner: knows the device.
+        ledger: of the output.
+
+    Returns:
+        The steps, with every file's metadata.
+
+    Raises:
+        OutputError: code, weights or device differ from those the job began with.
+    """
+    graph = spec.graph_spec(runner.device)
+    if graph.model.weights not in (None, "pretrained", "random"):
+        graph = graph.model_copy(
+            update={"model": graph.model.model_copy(update={"weights_sha256": model.weights_sha256})}
+        )
+    graph_digest = digest(graph, model)
+    saved = ledger.read_json(STATE, "graph.json")
+    if saved is not None and saved["digest"] != graph_digest:
+        raise OutputError(
+            f"{spec.output} was begun with graph {saved['digest']} on {saved['device']}, now it is {graph_digest} on "
+            f"{runner.device}: code, weights or precision changed; go on as it was begun, or use --overwrite"
+        )
+    ledger.write_json({"digest": graph_digest, "device": runner.device}, STATE, "graph.json")
+    metadata = parts.file_metadata(
+        {
+            "raylens": importlib.metadata.version("raylens"),
+            "schema_version": str(SCHEMA_VERSION),
+            "graph_digest": graph_digest,
+            "job_digest": spec.digest(),
+            "versions": versions(),
+            "preprocessing": model.describe()["preprocessing"],
+        }
+    )
+    shape = attribution.create(spec.method, model, seed=spec.seed, **spec.method_args).shape
+    item = 2 if spec.heatmap_dtype == "float16" else 4
+    return Steps(
+        output=spec.output,
+        storage=dict(spec.storage),
+        preprocessing=model.preprocessing,
+        graph=graph,
+        metadata=metadata,
+        max_pixels=spec.max_pixels,
+        scaled_decoding=spec.scaled_decoding,
+        limit=spec.limit,
+        part_rows=parts.row_limit(shape[0] * shape[1] * item),
+    )
+
+
+def _stream(steps: Steps, plan: list[Shard], runner: Runner, shown: Display, metrics: JobMetrics) -> list[Coverage]:
+    """Explains what is missing, then looks again."""
+    coverage = steps.ledger.survey(plan)
+    tally = _tally(plan, coverage, steps)
+
+    def run(work: Sequence[Work], errors_allowed: int) -> None:
+        for receipt in runner.stream(steps, work, errors_allowed=errors_allowed):
+            _count(receipt, tally, metrics)
+            shown.update(tally, runner.status())
+
+    if work := missing(plan, coverage):
+        if tally.earlier:
+            shown.say("resuming", committed=tally.earlier, shards_left=len(work))
+        shown.update(tally, runner.status())
+        tally.started = time.monotonic()
+        try:
+            run(work, 0)
+        except WorkerDiedError as error:
+            shown.say("a worker died", reason=str(error), next="trying again, then image by image")
+            isolate(steps, lambda: missing(plan, steps.ledger.survey(plan)), run)
+        coverage = steps.ledger.survey(plan)
+    _require_complete(plan, coverage)
+    return coverage
+
+
+def _require_complete(plan: list[Shard], coverage: list[Coverage]) -> None:
+    left = missing(plan, coverage)
+    if left:
+        gaps = "; ".join(f"{item.shard.name} rows {', '.join(f'{g.first}..' for g in item.gaps)}" for item in left[:5])
+        raise IntegrityError(
+            f"{len(left)} shards are not complete ({gaps}) though every step ended well; nothing is lost: run the same "
+            "command again, and report this"
+        )
+
+
+def missing(plan: list[Shard], coverage: list[Coverage]) -> list[Work]:
+    """Shards that are not complete, with their gaps."""
+    gaps = [(shard, tuple(covered.missing(shard.first))) for shard, covered in zip(plan, coverage, strict=True)]
+    return [Work(shard, spans) for shard, spans in gaps if spans]
+
+
+def _tally(plan: list[Shard], coverage: list[Coverage], steps: Steps) -> Tally:
+    earlier = sum(span.last - span.first for covered in coverage for span in covered.spans)
+    known = [
+        covered.rows(shard.first) if covered.end is not None else _capped(shard.rows, steps.limit)
+        for shard, covered in zip(plan, coverage, strict=True)
+    ]
+    if None not in known:
+        return Tally(total=sum(rows or 0 for rows in known), earlier=earlier)
+    per_image = sources.bytes_per_image(
+        next(s for s, rows in zip(plan, known, strict=True) if rows is None), steps.storage
+    )
+    if per_image is None:
+        return Tally(earlier=earlier)
+    guess = [
+        rows if rows is not None else _capped(int(shard.size / per_image), steps.limit) or 0
+        for shard, rows in zip(plan, known, strict=True)
+    ]
+    return Tally(total=sum(guess), estimated=True, earlier=earlier)
+
+
+def _capped(rows: int | None, limit: int | None) -> int | None:
+    return rows if rows is None or limit is None else min(rows, limit)
+
+
+def _count(receipt: dict[str, Any], tally: Tally, metrics: JobMetrics) -> None:
+    codes = json.loads(receipt["codes"])
+    tally.add(receipt["images"], codes)
+    metrics.add(tally, receipt["images"], codes)
+
+
+def _sealed(steps: Steps, plan: list[Shard], coverage: list[Coverage], runner: Runner, shown: Display) -> parts.Counts:
+    """Writes the final files and checks that they hold every image once."""
+    images = sum(covered.rows(shard.first) for shard, covered in zip(plan, coverage, strict=True))
+    if images == 0:
+        raise InputError("the input holds no images")
+    shown.say("sealing", images=images)
+    for name in ("explanations", "rejects"):
+        steps.ledger.remove(name)  # of a sealing that was interrupted
+    counts = parts.Counts()
+    for sealed in runner.seal(steps, parts.groups(plan, coverage, steps.part_rows)):
+        counts += sealed
+    if counts.images != images or counts.explained + counts.rejected != images:
+        raise IntegrityError(
+            f"{images} images went in, {counts.explained} were explained and {counts.rejected} rejected; "
+            "do not use the output, and report this"
+        )
+    return counts
+
+
+def _record(
+    spec: JobSpec, steps: Steps, model: LoadedModel, counts: parts.Counts, started: datetime, shards: int
+) -> RunRecord:
+    now = datetime.now(UTC)
+    over = counts.rejected / counts.images > spec.max_reject_share
+    return RunRecord(
+        raylens=importlib.metadata.version("raylens"),
+        schema_version=SCHEMA_VERSION,
+        status="too_many_rejects" if over else "complete",
+        job_digest=spec.digest(),
+        graph_digest=steps.metadata["graph_digest"],
+        images=counts.images,
+        explained=counts.explained,
+        rejected=counts.rejected,
+        rejects_by_code=dict(sorted(counts.codes.items())),
+        rows=counts.rows,
+        labelled=counts.labelled,
+        correct=counts.correct,
+        shards=shards,
+        parts=counts.files,
+        started=started.isoformat(timespec="seconds"),
+        finished=now.isoformat(timespec="seconds"),
+        seconds=round((now - started).total_seconds(), 2),
+        versions=versions(),
+        model=model.describe() | {"labels": list(model.labels) if model.classes <= 50 else model.classes},
+        spec=spec.public(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **installed, "cuda": torch.version.cuda or "none"}
