@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from pipeline.attribution.base import (
     generator,
     probe,
 )
+from pipeline.attribution.folding import Scorer
 from pipeline.attribution.gradient import at_least_one, channels_last
 from pipeline.attribution.perturbation import chunks
 from pipeline.attribution.tape import UpperPart
@@ -88,9 +90,14 @@ class ScoreCAM(MaskedCAM):
         scores = features.new_full((targets.shape[1], len(features)), -torch.inf)
         for part in chunks(len(chosen), self.chunk):
             masks = masks_of(features[chosen[part]], (x.shape[2], x.shape[3]))
-            logits = self.model.module(channels_last(x[n] * masks.to(x.dtype))).float()
+            logits = self.scorer(channels_last(x[n] * masks.to(x.dtype))).float()
             scores[:, chosen[part]] = logits[:, targets[n]].T
         return scores.softmax(dim=1) if len(chosen) else torch.zeros_like(scores)
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What runs the masked images; made at the first use."""
+        return Scorer(self.model)
 
     def _chosen(self, features: Tensor) -> Tensor:
         """Indices of the channels that are tried; features are (C, h, w)."""

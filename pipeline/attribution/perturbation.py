@@ -7,6 +7,7 @@ the image is kept. The default baseline is 0 there, which is the data set's mean
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, generator
+from pipeline.attribution.folding import Scorer
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
 
@@ -79,6 +81,11 @@ class Perturbation(Method):
             (N, k, h, w) maps and (N, k) checks or None, in any floating type.
         """
 
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What runs the perturbed images; made at the first use."""
+        return Scorer(self.model)
+
     def forwards(self, x: Tensor) -> int:
         """How many run at a time on the device of x."""
         return self.chunk or (16 if x.device.type == "cpu" else 64)
@@ -110,7 +117,7 @@ class Perturbation(Method):
         Returns:
             (R, k) float64.
         """
-        return self.values(self.model.module(rows).float()).gather(1, targets)
+        return self.values(self.scorer(rows).float()).gather(1, targets)
 
     def masked_scores(self, x: Tensor, masks: Tensor, targets: Tensor, *, fill: Tensor | None = None) -> Tensor:
         """Scores of every image under every mask, at most about `chunk` forwards at a time.

@@ -17,6 +17,7 @@ from zennit.core import Composite, Stabilizer
 from pipeline.attribution.attention_relevance import MOVES, Rule, ruled, wide
 from pipeline.attribution.attnlrp import relative_gap
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, private_copy, probe
+from pipeline.attribution.folding import followers, merge
 from pipeline.attribution.functions import FunctionRule
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel, Preprocessing
@@ -170,68 +171,6 @@ def merged(model: LoadedModel) -> nn.Module:
     for layer, norm in followers(module, wide(probe(model))):
         merge(layer, norm)
     return module
-
-
-def followers(module: nn.Module, x: Tensor) -> list[tuple[nn.Conv2d | nn.Linear, nn.modules.batchnorm._BatchNorm]]:
-    """Layers that run once, each with the batch norm that takes its output.
-
-    Args:
-        module: left as it was.
-        x: an input.
-
-    Returns:
-        Pairs of a layer and its batch norm.
-    """
-    made: list[tuple[Any, Tensor]] = []
-    taken: list[tuple[Any, Tensor]] = []
-
-    def made_by(layer: nn.Module, _args: Any, output: Tensor) -> None:
-        made.append((layer, output))
-
-    def taken_by(norm: nn.Module, args: Any) -> None:
-        taken.append((norm, args[0]))
-
-    handles = []
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.Linear):
-            handles.append(part.register_forward_hook(made_by))
-        elif isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None:
-            handles.append(part.register_forward_pre_hook(taken_by))
-    try:
-        with torch.no_grad():
-            module(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    pairs = [(layer, norm) for layer, out in made for norm, read in taken if read is out]
-    return [(layer, norm) for layer, norm in pairs if once(made, layer) and once(taken, norm)]
-
-
-def once(calls: Sequence[tuple[nn.Module, Tensor]], module: nn.Module) -> bool:
-    """Whether a module ran once."""
-    return sum(1 for called, _ in calls if called is module) == 1
-
-
-def merge(layer: nn.Conv2d | nn.Linear, norm: nn.modules.batchnorm._BatchNorm) -> None:
-    """Folds a batch norm into the layer before it and leaves an exact identity in its place.
-
-    Args:
-        layer: changed.
-        norm: changed.
-    """
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
-    zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)
-    gain, shift = (norm.weight.detach(), norm.bias.detach()) if norm.affine else (ones, zeros)
-    scale = gain / (variance + norm.eps).sqrt()
-    bias = zeros if layer.bias is None else layer.bias.detach()
-    weight = layer.weight.detach() * scale.view(-1, *[1] * (layer.weight.ndim - 1))
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    layer.bias = nn.Parameter((bias - mean) * scale + shift, requires_grad=False)
-    norm.running_mean, norm.running_var = zeros, ones - norm.eps
-    if norm.affine:
-        norm.weight, norm.bias = (nn.Parameter(t.clone(), requires_grad=False) for t in (ones, zeros))
 
 
 class RelevanceSums(FunctionRule):

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from pipeline.attribution.attnlrp import AttnLRP, RelevanceGradient, layer_norm, rms_norm
 from pipeline.attribution.base import probe
-from pipeline.attribution.relevance import LRP, CompositeName, followers, merged
+from pipeline.attribution.folding import followers
+from pipeline.attribution.relevance import LRP, CompositeName, merged
 from pipeline.attribution.srmap import SRMap, context_saliency, distinctness
 from pipeline.errors import MethodError
 
