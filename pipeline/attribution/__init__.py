@@ -105,6 +105,9 @@ def create(name: str, model: LoadedModel, *, seed: int = 0, **parameters: object
     if unknown := sorted(parameters.keys() - set(known)):
         raise MethodError(f"method {name} has no parameter {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
     if reason := method.misfit(model):
+        obstacle = f" ({model.obstacle})" if model.obstacle else ""
         fitting = [other for other, candidate in METHODS.items() if candidate.misfit(model) is None]
-        raise MethodError(f"method {name} cannot explain {model.source}: {reason}; these can: {', '.join(fitting)}")
+        raise MethodError(
+            f"method {name} cannot explain {model.source}: {reason}{obstacle}; these can: {', '.join(fitting)}"
+        )
     return method(model, seed=seed, **parameters)

@@ -74,8 +74,8 @@ class Call:
         if tensor.requires_grad:
             tensor.register_hook(self._see)  # type: ignore[no-untyped-call]  # of the value it has now, also if it is changed in place later
 
-    def _see(self, gradient: Tensor) -> None:
-        if self.layout is not None:
+    def _see(self, gradient: Tensor | None) -> None:
+        if self.layout is not None and gradient is not None:
             self.alive = _alive(self.layout, gradient)
 
     @property

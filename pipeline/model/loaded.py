@@ -39,6 +39,7 @@ class LoadedModel:
         source: the model's address.
         arguments: of its constructor.
         note: what was decided when it was read, for people.
+        obstacle: why a part of the network has no gradient, for people; empty where all of it has.
     """
 
     module: nn.Module
@@ -51,6 +52,7 @@ class LoadedModel:
     source: str
     arguments: Mapping[str, Any]
     note: str = ""
+    obstacle: str = ""
 
     def describe(self) -> dict[str, Any]:
         """What decides the prediction, as plain JSON values; part of the graph digest."""
@@ -156,7 +158,17 @@ def load(
     labels = _labels(spec, source.labels, classes, storage)
     head = find_head(seen, logits)
     return LoadedModel(
-        module, preprocessing, labels, layer, head, classes, digest, spec.source, spec.arguments, source.note
+        module=module,
+        preprocessing=preprocessing,
+        labels=labels,
+        layer=layer,
+        head=head,
+        classes=classes,
+        weights_sha256=digest,
+        source=spec.source,
+        arguments=spec.arguments,
+        note=source.note,
+        obstacle=source.obstacle,
     )
 
 

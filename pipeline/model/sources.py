@@ -29,6 +29,7 @@ class Source:
         weighted: whether the module already holds trained weights.
         size: height and width of its input in px, where the origin fixes them without stating a preprocessing.
         note: what was decided on the way, for people.
+        obstacle: why a part of the network has no gradient, for people; empty where all of it has.
     """
 
     module: nn.Module
@@ -37,6 +38,7 @@ class Source:
     weighted: bool
     size: tuple[int, int] | None = None
     note: str = ""
+    obstacle: str = ""
 
 
 def build(source: str, arguments: Arguments, *, pretrained: bool, layer: str | None = None) -> Source:
@@ -173,7 +175,7 @@ def _onnx(file: str, arguments: Arguments, layer: str | None) -> Source:
     from pipeline.model.onnx import read_model
 
     found = read_model(Path(file), layer=layer)
-    return Source(found.module, found.preprocessing, found.labels, True, found.size, found.note)
+    return Source(found.module, found.preprocessing, found.labels, True, found.size, found.note, found.obstacle)
 
 
 SCHEMES: dict[str, Callable[[str, Arguments, bool], Source]] = {

@@ -40,6 +40,7 @@ class OnnxModel:
         labels: from the metadata, likewise.
         size: height and width of the input in px, where the graph fixes them.
         note: what was decided, for people.
+        obstacle: why a part of the network has no gradient; empty where all of it has.
     """
 
     module: nn.Module
@@ -47,6 +48,7 @@ class OnnxModel:
     labels: list[str] | None
     size: tuple[int, int] | None
     note: str
+    obstacle: str
 
 
 def read_model(path: Path, *, layer: str | None = None) -> OnnxModel:
@@ -67,20 +69,13 @@ def read_model(path: Path, *, layer: str | None = None) -> OnnxModel:
     values = metadata(file)
     preprocessing = stated_preprocessing(values, f"the metadata of {path.name}")
     size = signature.size or (preprocessing.size if preprocessing else None)
-    module, notes = _network(file, signature, size, layer)
-    return OnnxModel(module, preprocessing, stated_labels(values), size, "; ".join([*notes, *signature.notes]))
-
-
-def _network(
-    file: OnnxFile, signature: Signature, size: tuple[int, int] | None, layer: str | None
-) -> tuple[nn.Module, list[str]]:
     steps = lower(file, signature)
     if not steps:
         raise ModelError("the logits do not depend on the image; export the model again")
-    obstacle = next((step for step in reversed(steps) if step.module is None), None)
-    if obstacle is None:
-        return _converted(file, signature, size, layer, steps)
-    return joined(file, signature, size, layer, steps)
+    whole = all(step.module is not None for step in steps)
+    module, notes = (_converted if whole else joined)(file, signature, size, layer, steps)
+    note = "; ".join([*notes, *signature.notes])
+    return OnnxModel(module, preprocessing, stated_labels(values), size, note, "" if whole else notes[0])
 
 
 def _converted(

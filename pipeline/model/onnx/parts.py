@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.model.dry_run import ENOUGH_CELLS, noise
+from pipeline.model.dry_run import ENOUGH_CELLS, noise, observe
+from pipeline.model.layers import choose
 from pipeline.model.layout import Grid, Layout, layout_of
 from pipeline.model.onnx.batch import USUAL_SIZE, crossing
 from pipeline.model.onnx.file import OnnxFile
@@ -42,15 +43,16 @@ def joined(
     graph = _Graph(file, signature, size or USUAL_SIZE, steps)
     obstacle = max(i for i, step in enumerate(steps) if step.module is None)
     reason = f"{steps[obstacle].reason} (node {steps[obstacle].called[0]!r})"
+    looped = [] if signature.rows is None else [f"the file fixes a batch of {signature.rows}; it runs in a loop"]
     named = graph.index_of(layer)
     cut = next((cut for cut in graph.cuts() if cut > obstacle and graph.layout(cut) is not None), None)
     if cut is not None and (named is None or named + 1 >= cut):
-        first = "" if signature.rows is None else f"; the file fixes a batch of {signature.rows}: a loop"
-        note = f"{reason}: ONNX Runtime runs the graph up to {steps[cut - 1].outputs[0]!r}, torch the rest, and no "
-        return graph.upper_converted(cut), [f"{note}method has gradients below it{first}"]
+        cut = cut if signature.rows is None else graph.loop_cut(cut, named)
+        note = f"{reason}: ONNX Runtime runs the graph up to {steps[cut - 1].outputs[0]!r}, and there are no gradients "
+        return graph.upper_converted(cut), [f"{note}below it", *looped]
     cut = named + 1 if named is not None else graph.best()
     note = f"{reason}: the whole graph runs in ONNX Runtime, split at {steps[cut - 1].outputs[0]!r}, without gradients"
-    return graph.split(cut), [note if signature.rows is None else f"{note}, {signature.rows} images at a time"]
+    return graph.split(cut), [note, *looped]
 
 
 def input_of(file: OnnxFile, signature: Signature) -> onnx.ValueInfoProto:
@@ -154,10 +156,20 @@ class _Graph:
         logits = _run(upper, changed, *below[1:])
         return float(((logits[1:] - logits[:1]).abs() > 1e-6 * logits.abs().max()).any(dim=1).float().mean())
 
-    def _below(self, cut: int) -> Step:
+    def loop_cut(self, cut: int, named: int | None) -> int:
+        """Where a graph whose steps from `cut` on are converted is cut for a loop: behind its target layer."""
+        if named is not None:
+            return named + 1
+        plain = self._network([self._below(cut, looped=False), *self.steps[cut:]])
+        seen, _ = observe(plain, noise(plain, self.rows, self.signature.channels, self.size))
+        found = self.index_of(choose(seen).name)
+        return cut if found is None else max(cut, found + 1)
+
+    def _below(self, cut: int, *, looped: bool = True) -> Step:
         last = self.steps[cut - 1]
         passed = crossing(self.steps, cut, self.signature)
-        part = self._looped(RuntimePart(extracted(self.file, [input_of(self.file, self.signature)], passed)))
+        part: nn.Module = RuntimePart(extracted(self.file, [input_of(self.file, self.signature)], passed))
+        part = self._looped(part) if looped else part
         return Step(last.name, last.operator, part, (self.signature.feed,), tuple(passed), last.called)
 
     def _looped(self, part: nn.Module) -> nn.Module:

@@ -137,7 +137,7 @@ class RuntimePart(nn.Module):
             return self._sessions[device.type]
 
     def _started(self, device: torch.device) -> Any:
-        import onnxruntime  # type: ignore[import-untyped]
+        import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
