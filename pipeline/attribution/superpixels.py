@@ -89,20 +89,20 @@ class AdditiveModel(Perturbation):
         hide: a hidden superpixel takes the `baseline`, or its own mean colour (`superpixel`).
         chunk: forwards at a time; see `Perturbation`.
         score: `probability` or `logit`.
-        baseline: see `Perturbation`.
+        baseline: see `Perturbation`; read where hide is `baseline`.
     """
 
     def __init__(
         self,
         model: LoadedModel,
         *,
-        seed: int,
-        segments: int,
-        samples: int,
-        hide: Hide,
-        chunk: int | None,
-        score: Score,
-        baseline: float | None,
+        seed: int = 0,
+        segments: int = 50,
+        samples: int = 1000,
+        hide: Hide = "baseline",
+        chunk: int | None = None,
+        score: Score = "logit",
+        baseline: float | None = None,
     ) -> None:
         super().__init__(model, seed=seed, chunk=chunk, score=score, baseline=baseline)
         require(segments >= 1, f"segments must be 1 or more, found {segments}")
@@ -247,21 +247,11 @@ class KernelSHAP(AdditiveModel):
 
     π(z) = (m - 1) / (C(m, |z|) |z| (m - |z|)). All coalitions are scored, with π as their weight, where there are no
     more than `samples`; else sizes are drawn by their total π, members uniformly, and each coalition is followed by
-    its complement, all with weight 1. Of equally good values
-    the smallest are taken. Exact for an additive score. Positive superpixels speak for the target, and the
-    m values, not the painted pixels, sum to f_c(x) - f_c(hidden).
+    its complement, all with weight 1. Of equally good values the smallest are taken. Exact for an additive score.
+    Positive superpixels speak for the target, and the m values, not the painted pixels, sum to f_c(x) - f_c(hidden).
+    Parameters are those of `AdditiveModel`.
 
     Departures: the constraint is exact, where captum approximates it by a large weight.
-
-    Args:
-        model: the model to explain.
-        seed: of the job.
-        segments: wanted number of superpixels.
-        samples: coalitions an image.
-        hide: see `AdditiveModel`.
-        chunk: forwards at a time; see `Perturbation`.
-        score: `logit` or `probability`.
-        baseline: see `Perturbation`; read where hide is `baseline`.
     """
 
     traits = Traits(
@@ -272,29 +262,6 @@ class KernelSHAP(AdditiveModel):
         "weighted R² of the additive model",
         "Lundberg & Lee 2017, theorem 2",
     )
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        *,
-        seed: int = 0,
-        segments: int = 50,
-        samples: int = 1000,
-        hide: Hide = "baseline",
-        chunk: int | None = None,
-        score: Score = "logit",
-        baseline: float | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            seed=seed,
-            segments=segments,
-            samples=samples,
-            hide=hide,
-            chunk=chunk,
-            score=score,
-            baseline=baseline,
-        )
 
     def draw(self, count: int, random: torch.Generator) -> Coalitions:
         """See `AdditiveModel.draw`."""
