@@ -8,9 +8,10 @@ from torch import nn
 from pipeline.model.dry_run import noise, observe
 from pipeline.model.layers import choose, submodule_name
 from pipeline.model.onnx.file import OnnxFile
-from pipeline.model.onnx.lowering import Step, lower
+from pipeline.model.onnx.lowering import lower
 from pipeline.model.onnx.network import Chunked, Network, Steps
 from pipeline.model.onnx.signature import Signature
+from pipeline.model.onnx.steps import Step
 
 USUAL_SIZE = (224, 224)
 TOLERANCE = 1e-4

@@ -1,9 +1,8 @@
 """A graph as a list of steps: constants are computed beforehand, every other node becomes a torch module if it can."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from pipeline.model.onnx.file import OnnxFile, all_nodes
 from pipeline.model.onnx.operators import RULES, Node, NoRuleError, Operation
 from pipeline.model.onnx.operators.operation import integers
 from pipeline.model.onnx.signature import Signature
+from pipeline.model.onnx.steps import Step, fused
 
 MOST_FOLDED = 2**26
 """Elements of a constant that is computed from others."""
@@ -24,34 +24,6 @@ COUNTING = {"Shape", "Size"}
 RESERVED = ("training", "feeds", "results", "constants", "channels_last", "layer_names", "file_sha256")
 """Attributes of the module that the steps become part of."""
 OWN_DOMAINS = {"", "ai.onnx"}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation of a network.
-
-    Attributes:
-        name: of its module.
-        operator: ONNX's name.
-        module: the torch module; None where there is no rule.
-        inputs: of the module: names of values, constants, or None for those left out.
-        outputs: names of values.
-        called: ONNX's names for it: of the node, and of the outputs.
-        reason: why there is no rule.
-    """
-
-    name: str
-    operator: str
-    module: nn.Module | None
-    inputs: tuple[str | Tensor | None, ...]
-    outputs: tuple[str, ...]
-    called: tuple[str, ...]
-    reason: str = ""
-
-    @property
-    def reads(self) -> list[str]:
-        """Names of the values it needs."""
-        return [name for name in self.inputs if isinstance(name, str)]
 
 
 def lower(file: OnnxFile, signature: Signature, *, freed: bool = False) -> list[Step]:
@@ -84,7 +56,7 @@ def lower(file: OnnxFile, signature: Signature, *, freed: bool = False) -> list[
         step = _step(proto, node)
         if not _fold(step, node, constants):
             steps.append(step)
-    return _counting_first(_with_biases(_needed(steps, signature.result)), signature.feed)
+    return _counting_first(fused(_needed(steps, signature.result), signature.result), signature.feed)
 
 
 class _Names:
@@ -241,29 +213,6 @@ def _needed(steps: Sequence[Step], result: str) -> list[Step]:
             found.append(step)
             wanted |= set(step.reads)
     return found[::-1]
-
-
-def _with_biases(steps: list[Step]) -> list[Step]:
-    """A linear layer and the sum with a stored vector behind it as one layer, as they were before the export."""
-    readers = Counter(name for step in steps for name in step.reads)
-    makers = {step.outputs[0]: i for i, step in enumerate(steps)}
-    merged: dict[int, Step] = {}
-    gone: set[int] = set()
-    for i, step in enumerate(steps):
-        bias = next((value for value in step.inputs if isinstance(value, Tensor)), None)
-        at = makers.get(step.reads[0]) if step.operator == "Add" and len(step.reads) == 1 else None
-        if at is None or bias is None or readers[step.reads[0]] > 1:
-            continue
-        layer = steps[at]
-        if (
-            isinstance(layer.module, nn.Linear)
-            and layer.module.bias is None
-            and bias.shape == (layer.module.out_features,)
-        ):
-            layer.module.bias = nn.Parameter(bias, requires_grad=False)
-            merged[at] = replace(layer, outputs=step.outputs, called=(*layer.called, *step.called))
-            gone.add(i)
-    return [merged.get(i, step) for i, step in enumerate(steps) if i not in gone]
 
 
 def counts(steps: Sequence[Step]) -> set[str]:

@@ -12,7 +12,7 @@ from pipeline.model.dry_run import noise
 from pipeline.model.onnx import file as onnx_file
 from pipeline.model.onnx.batch import freed_network, looped
 from pipeline.model.onnx.file import OnnxFile
-from pipeline.model.onnx.lowering import Step, lower
+from pipeline.model.onnx.lowering import lower
 from pipeline.model.onnx.network import Network
 from pipeline.model.onnx.parts import input_of, joined
 from pipeline.model.onnx.runtime import RuntimePart, extracted
@@ -23,6 +23,7 @@ from pipeline.model.onnx.signature import (
     stated_labels,
     stated_preprocessing,
 )
+from pipeline.model.onnx.steps import Step
 from pipeline.preprocessing import Preprocessing
 
 TOLERANCE = 1e-3

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.onnx.lowering import Step
 from pipeline.model.onnx.signature import Signature
+from pipeline.model.onnx.steps import Step
 
 Read = tuple[str, str]
 """Where an argument is found, `value`, `weight`, `kept` or `none`, and its name there."""

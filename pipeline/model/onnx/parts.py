@@ -13,10 +13,11 @@ from pipeline.model.layers import choose
 from pipeline.model.layout import Grid, Layout, layout_of
 from pipeline.model.onnx.batch import USUAL_SIZE, crossing
 from pipeline.model.onnx.file import OnnxFile
-from pipeline.model.onnx.lowering import Step, counts
+from pipeline.model.onnx.lowering import counts
 from pipeline.model.onnx.network import Chunked, Network, Steps
 from pipeline.model.onnx.runtime import ELEMENTS, TYPES, RuntimePart, extracted
 from pipeline.model.onnx.signature import Signature
+from pipeline.model.onnx.steps import Step
 
 MOST_CELLS = 16
 """Cells that are tried to see whether the logits answer to them."""
