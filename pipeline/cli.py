@@ -4,7 +4,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -51,7 +51,7 @@ PANELS = {
     ),
     "Output": ("output", "max_reject_share", "overwrite"),
     "Golden set": ("golden", "golden_top1"),
-    "Execution": ("runner", "ray_address", "workers", "max_workers", "gpus_per_worker"),
+    "Execution": ("runner", "ray_address", "workers", "max_workers", "gpus_per_worker", "cache"),
     "Reporting": ("progress", "metrics_port", "metrics_pushgateway", "metrics_file"),
 }  # fmt: skip
 
@@ -107,9 +107,43 @@ def _model(values: dict[str, Any]) -> None:
     print_model(spec)
 
 
+def _compile(values: dict[str, Any]) -> None:
+    """Compile model and method into one ONNX file that predicts and explains.
+
+    [bold]raylens compile --model timm:resnet50 --method gradcam resnet50-gradcam.onnx[/]
+
+    ONNX Runtime executes the file anywhere, without raylens: images in, scores and heatmaps out. With
+    [bold]--target label[/] the class to explain is an input of the file.
+    """
+    file, pixels = values.pop("file"), values.pop("pixels", "uint8")
+    spec = parsed(JobSpec, {"input": ["-"], "output": "-", "device": "cpu", **values})
+    from pipeline.jobs.compile import compile_file
+
+    compile_file(spec, Path(file), pixels=pixels)
+
+
 app.command("explain")(with_flags(JobSpec, PANELS, _explain))
 app.command("gallery")(
     with_flags(JobSpec, {"Gallery": ("config", "input", "output", "method", "storage"), "Model": MODEL_FLAGS}, _gallery)
+)
+app.command("compile")(
+    with_flags(
+        JobSpec,
+        {
+            "Model": ("config", *MODEL_FLAGS, "storage"),
+            "Explanation": ("method", "method_args", "target", "embedding", "seed", "precision"),
+        },
+        _compile,
+        file=Annotated[str, typer.Argument(help="ONNX file to write.", show_default=False)],
+        pixels=Annotated[
+            Literal["uint8", "float32"] | None,
+            typer.Option(
+                help="Input image: uint8 is (N, H, W, C), float32 is (N, C, H, W) in 0..1. [default: uint8]",
+                rich_help_panel="Explanation",
+                show_default=False,
+            ),
+        ],
+    )
 )
 app.command("model")(with_flags(JobSpec, {"Model": ("config", *MODEL_FLAGS, "storage")}, _model))
 

@@ -17,7 +17,10 @@ Spec = TypeVar("Spec", bound=BaseModel)
 
 
 def with_flags(
-    spec: type[BaseModel], panels: Mapping[str, tuple[str, ...]], run: Callable[[Values], None]
+    spec: type[BaseModel],
+    panels: Mapping[str, tuple[str, ...]],
+    run: Callable[[Values], None],
+    **more: Any,
 ) -> Callable[..., None]:
     """A command function whose options are the fields of a specification.
 
@@ -25,6 +28,7 @@ def with_flags(
         spec: the specification's class.
         panels: field names by the title under which `--help` shows them.
         run: called with `config` and the fields that were given.
+        **more: further parameters of the command, by name, as typer's annotations; a default of None.
 
     Returns:
         A function for `typer.Typer.command`.
@@ -37,6 +41,9 @@ def with_flags(
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name, spec, panel))
         for panel, names in panels.items()
         for name in names
+    ] + [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in more.items()
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -125,7 +125,7 @@ class ExplanationGraph:
         name = f"{spec.method}-{self.digest}-{_short([spec.target, spec.embedding, version('raylens')])}.onnx"
 
         def build() -> bytes:
-            return onnx_file.compile_graph(spec, storage=self._storage, digest=self.digest).content
+            return onnx_file.compile_graph(spec, self.model, storage=self._storage, digest=self.digest).content
 
         return obtain(name, build, address=self._cache, storage=self._storage)
 

@@ -26,6 +26,7 @@ from schemas.graph import (
     ModelSpec,
     Precision,
     ResizeMode,
+    Runtime,
     Size,
 )
 
@@ -82,7 +83,9 @@ class JobSpec(Frozen):
     )
     id_field: str | None = Field(None, description="Parquet or manifest column that identifies a sample.")
     # model
-    model: str = Field(description="timm:NAME, torchvision:NAME, hf:FOLDER, module:package.mod:factory or FILE.pt2.")
+    model: str = Field(
+        description="timm:NAME, torchvision:NAME, hf:FOLDER, onnx:FILE, module:package.mod:factory or FILE.pt2."
+    )
     model_args: dict[str, JsonValue] = Field(
         default_factory=dict, description="Keyword arguments of the model's constructor."
     )
@@ -104,10 +107,12 @@ class JobSpec(Frozen):
     target: Annotated[str, BeforeValidator(_as_text)] = Field(
         "predicted", description="predicted, label, runner-up, top:K, a class index or a class name."
     )
-    runtime: Literal["torch"] = Field("torch", description="What executes the graph.")
+    runtime: Literal["torch", "onnx", "auto"] = Field(
+        "torch", description="What executes the graph; onnx compiles it first, auto measures and takes the faster one."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU where the runner has one.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto is float32 on a CPU and bfloat16 on a GPU."
+        "auto", description="auto is float32 on a CPU and, on a GPU, bfloat16 (torch) or float16 (onnx)."
     )
     batch_size: PositiveInt | None = Field(
         None, description="Images in one call of the graph; by default 16 on a CPU, 128 on a GPU."
@@ -141,6 +146,9 @@ class JobSpec(Frozen):
     )
     max_workers: PositiveInt | None = Field(None, description="Most graph actors; the pool grows up to it.")
     gpus_per_worker: PositiveFloat = Field(1.0, description="GPU share of one graph actor on a GPU.")
+    cache: Address | None = Field(
+        None, description="Folder or address for compiled graphs; by default beside the output."
+    )
     storage: dict[str, JsonValue] = Field(
         default_factory=dict, description="fsspec options: endpoint_url, anon, key, secret, profile, ..."
     )
@@ -188,15 +196,17 @@ class JobSpec(Frozen):
             std=self.std,
         )
 
-    def graph_spec(self, device: Device) -> GraphSpec:
-        """The explanation graph of this job on the device that `auto` was resolved to."""
-        default: Precision = "float32" if device == "cpu" else "bfloat16"
+    def graph_spec(self, device: Device, runtime: Runtime | None = None) -> GraphSpec:
+        """The explanation graph of this job on the device and runtime that `auto` was resolved to."""
+        runtime = runtime or ("onnx" if self.runtime == "onnx" else "torch")
+        half: Precision = "bfloat16" if runtime == "torch" else "float16"
+        default: Precision = "float32" if device == "cpu" else half
         return GraphSpec(
             model=self.model_spec(),
             method=self.method,
             method_args=self.method_args,
             target=self.target,
-            runtime=self.runtime,
+            runtime=runtime,
             device=device,
             precision=default if self.precision == "auto" else self.precision,
             batch_size=self.batch_size or (16 if device == "cpu" else 128),

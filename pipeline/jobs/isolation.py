@@ -77,5 +77,5 @@ def _reject(steps: Steps, item: Work) -> None:
         return
     decoder = Decoder(steps.preprocessing, max_pixels=steps.max_pixels)
     rejected = sample._replace(data=b"", error=RowError("crashed", MESSAGE, stage="graph"))
-    graph = ExplanationGraph(steps.graph.model_copy(update={"device": "cpu"}), steps.storage)
+    graph = ExplanationGraph(steps.graph.model_copy(update={"device": "cpu"}), steps.storage, cache=steps.cache)
     steps.commit(graph(decoder.table([rejected], item.shard.name)))

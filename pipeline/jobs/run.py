@@ -12,24 +12,27 @@ import torch
 
 from pipeline import attribution, target
 from pipeline.errors import InputError, IntegrityError, MethodError, OutputError, WorkerDiedError
-from pipeline.graph import digest
 from pipeline.jobs import golden
 from pipeline.jobs.isolation import isolate
 from pipeline.jobs.metrics import JobMetrics, published
 from pipeline.jobs.progress import Display, Tally
 from pipeline.jobs.runners import Runner, connected
+from pipeline.jobs.settle import begun, cache, settled
 from pipeline.model import LoadedModel, load
+from pipeline.runtime.threads import one_thread
 from pipeline.stream import parts, sources
 from pipeline.stream.ledger import STATE, Coverage, Ledger
 from pipeline.stream.shards import Shard
 from pipeline.stream.steps import Steps, Work
 from schemas.explanations import SCHEMA_VERSION
+from schemas.graph import GraphSpec
 from schemas.job import JobSpec
 from schemas.run import RunRecord
 
 PACKAGES = (
     "raylens",
     "torch",
+    "onnxruntime-gpu",
     "timm",
     "torchvision",
     "transformers",
@@ -57,16 +60,18 @@ def run(spec: JobSpec, ledger: Ledger, shown: Display, ready: Callable[[], None]
         RaylensError: see `pipeline.errors`.
     """
     started = datetime.now(UTC)
-    model = load(spec.model_spec(), storage=spec.storage)
-    check_fit(spec, model)
+    with one_thread():
+        model = load(spec.model_spec(), storage=spec.storage)
+        check_fit(spec, model)
     shown.say("model", source=model.source, classes=model.classes, layer=model.layer.name, method=spec.method)
     if spec.golden is not None:
         top1 = golden.check(spec.golden, spec.golden_top1, model, spec.storage, max_pixels=spec.max_pixels)
         shown.say("golden set", top1=f"{top1:.3f}", required=spec.golden_top1)
-    plan = ledger.plan() or _planned(spec, ledger, shown)
     runner = connected(spec, ready)
+    graph = settled(spec, runner.device, model, ledger, shown)  # before the output belongs to this job
+    plan = ledger.plan() or _planned(spec, ledger, shown)
     with published(spec, shown) as metrics:
-        steps = prepared(spec, model, runner, ledger)
+        steps = prepared(spec, graph, model, ledger)
         coverage = _stream(steps, plan, runner, shown, metrics)
         counts = _sealed(steps, plan, coverage, runner, shown)
         record = _record(spec, steps, model, counts, started, len(plan))
@@ -116,13 +121,13 @@ def _occupied(ledger: Ledger) -> bool:
     return any(ledger.filesystem.exists(ledger.path(name)) for name in ("explanations", "rejects"))
 
 
-def prepared(spec: JobSpec, model: LoadedModel, runner: Runner, ledger: Ledger) -> Steps:
-    """The steps of a job on a runner's device; refuses to go on with another graph than the job began with.
+def prepared(spec: JobSpec, graph: GraphSpec, model: LoadedModel, ledger: Ledger) -> Steps:
+    """The steps of a job; refuses to go on with another graph than the job began with.
 
     Args:
         spec: of the job.
+        graph: settled, see `pipeline.jobs.settle`.
         model: resolved in the driver.
-        runner: knows the device.
         ledger: of the output.
 
     Returns:
@@ -131,19 +136,7 @@ def prepared(spec: JobSpec, model: LoadedModel, runner: Runner, ledger: Ledger) 
     Raises:
         OutputError: code, weights or device differ from those the job began with.
     """
-    graph = spec.graph_spec(runner.device)
-    if graph.model.weights not in (None, "pretrained", "random"):
-        graph = graph.model_copy(
-            update={"model": graph.model.model_copy(update={"weights_sha256": model.weights_sha256})}
-        )
-    graph_digest = digest(graph, model)
-    saved = ledger.read_json(STATE, "graph.json")
-    if saved is not None and saved["digest"] != graph_digest:
-        raise OutputError(
-            f"{spec.output} was begun with graph {saved['digest']} on {saved['device']}, now it is {graph_digest} on "
-            f"{runner.device}: code, weights or precision changed; go on as it was begun, or use --overwrite"
-        )
-    ledger.write_json({"digest": graph_digest, "device": runner.device}, STATE, "graph.json")
+    graph_digest = begun(graph, model, ledger)
     metadata = parts.file_metadata(
         {
             "raylens": importlib.metadata.version("raylens"),
@@ -166,6 +159,7 @@ def prepared(spec: JobSpec, model: LoadedModel, runner: Runner, ledger: Ledger) 
         scaled_decoding=spec.scaled_decoding,
         limit=spec.limit,
         part_rows=parts.row_limit(shape[0] * shape[1] * item),
+        cache=cache(spec),
     )
 
 

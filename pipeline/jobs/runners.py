@@ -8,6 +8,7 @@ import torch
 
 from pipeline.errors import RaylensError, SpecError, WorkerDiedError, WorkerError
 from pipeline.graph import ExplanationGraph
+from pipeline.runtime.threads import one_thread
 from pipeline.stream.parts import Counts, Group
 from pipeline.stream.steps import Steps, Work
 from schemas.graph import Device
@@ -44,8 +45,8 @@ class LocalRunner:
 
     def stream(self, steps: Steps, work: Sequence[Work], *, errors_allowed: int = 0) -> Iterator[dict[str, Any]]:
         """See `Runner`; a process that dies here takes the job with it."""
-        graph = ExplanationGraph(steps.graph, steps.storage)
-        with _one_thread():
+        graph = ExplanationGraph(steps.graph, steps.storage, cache=steps.cache)
+        with one_thread():
             for item in work:
                 for table in steps.decoded(item):
                     yield from steps.commit(graph(table)).to_pylist()
@@ -57,17 +58,6 @@ class LocalRunner:
     def status(self) -> str:
         """See `Runner`."""
         return f"local, {self.device}"
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread, as in an actor: the number of threads changes the last bits of a convolution."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class RayRunner:

@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -25,8 +25,9 @@ Pixels = Literal["uint8", "float32"]
 OPSET = 20
 LARGEST = 2**31 - 2**24
 """Bytes; protobuf ends at 2 GiB."""
-TOLERANCE = {"float32": 1e-3, "float16": 0.2}
-"""Largest relative error of a file that is handed out; what is usual is a thousandth of it."""
+TOLERANCE = {"float32": 0.02, "float16": 0.2}
+"""Largest relative error of a file that is handed out. Usual is 1e-6, but in a gradient down to the pixels a ReLU whose
+input is zero up to rounding may open in one runtime and not in the other."""
 PACKAGES = ("raylens", "torch", "onnx", "onnxscript")
 
 
@@ -46,12 +47,18 @@ class Compiled:
 
 
 def compilable(method: type[attribution.Method]) -> bool:
-    """Whether a method is one pass and what follows from it; masks and steps would be thousands of nodes."""
-    return method.traits.forwards.split()[0].rstrip(",") in ("1", "2", "layers")
+    """Whether a method is a pass or two and what follows from them; masks and steps would be thousands of nodes."""
+    forwards = method.traits.forwards
+    return "+" not in forwards and forwards.split()[0].rstrip(",") in ("1", "2", "layers")
 
 
 def compile_graph(
-    spec: GraphSpec, *, pixels: Pixels = "uint8", storage: dict[str, Any] | None = None, digest: str = ""
+    spec: GraphSpec,
+    model: LoadedModel,
+    *,
+    pixels: Pixels = "uint8",
+    storage: Mapping[str, Any] | None = None,
+    digest: str = "",
 ) -> Compiled:
     """Compiles an explanation graph and compares the result with torch.
 
@@ -62,6 +69,7 @@ def compile_graph(
 
     Args:
         spec: of the graph; its device plays no part.
+        model: of the specification, on the CPU and in its precision.
         pixels: type and layout of the images.
         storage: fsspec options for remote weights.
         digest: of the graph, to be written into the file.
@@ -73,7 +81,6 @@ def compile_graph(
         MethodError: the method, or an operator of the model, cannot be compiled; or the result differs from torch.
     """
     _refuse(spec)
-    model = load(spec.model, precision=spec.precision, storage=storage)
     function = _Function(spec, model, pixels)
     example = function.example(2)
     try:
@@ -200,8 +207,10 @@ def _checked(proto: onnx.ModelProto) -> bytes:
     return content
 
 
-def _errors(content: bytes, function: _Function, spec: GraphSpec, storage: dict[str, Any] | None) -> dict[str, float]:
-    """Largest differences from torch in float32, for one image and for three: the size of the batch must be free."""
+def _errors(
+    content: bytes, function: _Function, spec: GraphSpec, storage: Mapping[str, Any] | None
+) -> dict[str, float]:
+    """Largest differences from torch in float32, for one image and for three: a batch may have any size."""
     exact = function
     if spec.precision != "float32":
         full = spec.model_copy(update={"precision": "float32"})

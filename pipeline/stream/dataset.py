@@ -74,17 +74,18 @@ class Explainer:
     Args:
         spec: of the graph.
         storage: fsspec options.
+        cache: of compiled graphs.
     """
 
-    def __init__(self, spec: GraphSpec, storage: dict[str, Any]) -> None:
+    def __init__(self, spec: GraphSpec, storage: dict[str, Any], cache: str | None) -> None:
         import torch
 
         from pipeline.graph import ExplanationGraph
 
         if spec.device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor a core; and one thread gives the same bits everywhere
-        self._graph = ExplanationGraph(spec, storage)
-        self._method = self._graph.method
+        self._graph = ExplanationGraph(spec, storage, cache=cache)
+        self._runtime = self._graph.runtime
         tags = {"method": spec.method, "device": spec.device}
         self._images = Counter("raylens_graph_images", "Images that the graph was given", ("method", "device"))
         self._seconds = Histogram("raylens_graph_block_seconds", "Time of one block", SECONDS, ("method", "device"))
@@ -147,7 +148,7 @@ def build(steps: Steps, work: Sequence[Work], pool: Pool) -> Dataset:
         warnings.simplefilter("ignore", RayDeprecationWarning)  # until retries have a named parameter (before Ray 2.64)
         explained = decoded.map_batches(
             Explainer,
-            fn_constructor_args=(steps.graph, steps.storage),
+            fn_constructor_args=(steps.graph, steps.storage, steps.cache),
             batch_format="pyarrow",
             batch_size=None,
             compute=ActorPoolStrategy(

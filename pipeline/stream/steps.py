@@ -45,6 +45,7 @@ class Steps:
         scaled_decoding: see `JobSpec`.
         limit: see `JobSpec`.
         part_rows: rows of one explanation file.
+        cache: folder or address of compiled graphs.
     """
 
     output: str
@@ -56,6 +57,7 @@ class Steps:
     scaled_decoding: bool
     limit: int | None
     part_rows: int
+    cache: str | None = None
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -208,6 +208,13 @@ class Flat(Network):
         return self.head(x.flatten(1))
 
 
+class Undecided(Shared):
+    """Reads a value of the image to decide what to do."""
+
+    def forward(self, x):
+        return super().forward(x if x.mean() > 0 else x.flip(3))
+
+
 class LabelledShared(Shared):
     """States its labels, one too few."""
 

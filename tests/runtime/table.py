@@ -9,6 +9,7 @@ import torch
 from model.families import FAMILIES, specification
 
 from pipeline.errors import RaylensError
+from pipeline.model import load
 from pipeline.runtime.onnx_file import compile_graph
 from schemas.graph import GraphSpec
 
@@ -21,7 +22,7 @@ def cell(family: str, method: str, folder: Path) -> str:
     """The largest relative error against torch, or the reason why there is none."""
     spec = GraphSpec(model=specification(family, FAMILIES[family], folder), method=method)
     try:
-        return f"{max(compile_graph(spec).errors.values()):.0e}"
+        return f"{max(compile_graph(spec, load(spec.model)).errors.values()):.0e}"
     except RaylensError as error:
         return f"no: {reason(str(error))}"
 
