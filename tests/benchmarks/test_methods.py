@@ -3,6 +3,8 @@
 One thread each, in seconds of the processor.
 """
 
+import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
@@ -56,13 +58,18 @@ def forward(model: LoadedModel, x: Tensor) -> Callable[[], object]:
 def peer_cam(model: LoadedModel, name: str, x: Tensor) -> Callable[[], object]:
     """pytorch-grad-cam's class of that name at the same layer, for the predicted class.
 
-    Its backward pass needs something that requires a gradient; the input is cheaper than all weights.
+    Its backward pass needs something that requires a gradient: the weights, or an input that does.
     """
     import pytorch_grad_cam
 
     layer = model.module.get_submodule(model.layer.name)
     cam = getattr(pytorch_grad_cam, name)(model=model.module, target_layers=[layer])
     return lambda: cam(input_tensor=x, targets=None)
+
+
+def as_loaded(model: LoadedModel) -> LoadedModel:
+    """A copy whose weights require gradients, as in every network that was just loaded."""
+    return dataclasses.replace(model, module=copy.deepcopy(model.module).requires_grad_())
 
 
 def captum_gradcam(model: LoadedModel, x: Tensor) -> Callable[[], object]:
@@ -87,7 +94,8 @@ def test_gradcam(name: str) -> None:
         "plain forward": forward(model, x),
         "raylens gradcam, prediction included": ours(model, "gradcam", x),
         "captum LayerGradCam and its prediction": captum_gradcam(model, x),
-        "pytorch-grad-cam GradCAM": peer_cam(model, "GradCAM", x.clone().requires_grad_()),
+        "pytorch-grad-cam GradCAM": peer_cam(as_loaded(model), "GradCAM", x.clone()),
+        "the same, with its weights frozen": peer_cam(model, "GradCAM", x.clone().requires_grad_()),
     }
     seconds = alternating(candidates, rounds=ROUNDS)
     table(f"Grad-CAM, {name}, batch {BATCH}, one thread", seconds, unit="s", against="plain forward")
