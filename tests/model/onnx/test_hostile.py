@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 import torch
 from model.onnx.graphs import SIZE, edited, graph, loaded, number, save
@@ -17,14 +18,14 @@ from onnx import TensorProto, helper
 from pipeline.errors import ModelError
 
 torch.set_num_threads(1)
-MEMORY_BYTES = 24 * 2**30
+MORE_BYTES = 16 * 2**30
 
 
 @pytest.fixture(autouse=True)
 def bounded() -> Iterator[None]:
     """An absurd shape must be refused, not allocated."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + MORE_BYTES, hard))
     yield
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 

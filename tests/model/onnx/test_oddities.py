@@ -196,6 +196,63 @@ def test_metadata_that_make_no_sense(tmp_path: Path, key: str, text: str, proble
         loaded(save(model, tmp_path))
 
 
+def test_weights_in_eight_bits(tmp_path: Path) -> None:
+    """Each is an integer, a scale and a zero a channel, as quantisers write them; here they lose nothing."""
+    eighths = graph()
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in eighths.graph.initializer}
+    whole = {
+        name: np.clip(np.rint(value * 8), -99, 99).astype(np.int8) for name, value in stored.items() if "w" in name
+    }
+    for tensor in eighths.graph.initializer:
+        if tensor.name in whole:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(whole[tensor.name].astype(np.float32) / 8, tensor.name))
+    quantised = graph()
+    nodes = []
+    for tensor in quantised.graph.initializer:
+        if tensor.name in whole:
+            name, scales = tensor.name, np.full(whole[tensor.name].shape[0], 0.125, np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(whole[name] + np.int8(3), f"{name}_q"))
+            zeros = onnx.numpy_helper.from_array(np.full(len(scales), 3, np.int8), f"{name}_z")
+            quantised.graph.initializer.extend([onnx.numpy_helper.from_array(scales, f"{name}_s"), zeros])
+            inputs = [f"{name}_q", f"{name}_s", f"{name}_z"]
+            nodes.append(helper.make_node("DequantizeLinear", inputs, [name], f"dq_{name}", axis=0))
+    nodes += quantised.graph.node
+    del quantised.graph.node[:]
+    quantised.graph.node.extend(nodes)
+    model = loaded(save(quantised, tmp_path))
+    assert model.note.startswith("all 7 operators converted")
+    same_maps(model, loaded(save(eighths, tmp_path, "eighths.onnx")))
+
+
+def test_a_network_of_integers(tmp_path: Path, plain: LoadedModel) -> None:
+    """Every value is rounded, so that there are no gradients; scores and features are near the network's."""
+    quantised = graph()
+    nodes = []
+    for node in quantised.graph.node:
+        target = node.output[0]
+        node.output[0] = f"{target}_float"
+        quantised.graph.initializer.extend(
+            [
+                onnx.numpy_helper.from_array(np.float32(0.004 if target == "f" else 0.1), f"{target}_s"),
+                onnx.numpy_helper.from_array(np.int8(0), f"{target}_z"),
+            ]
+        )
+        others = [f"{target}_s", f"{target}_z"]
+        nodes += [
+            node,
+            helper.make_node("QuantizeLinear", [f"{target}_float", *others], [f"{target}_int"], f"q_{target}"),
+            helper.make_node("DequantizeLinear", [f"{target}_int", *others], [target], f"dq_{target}"),
+        ]
+    del quantised.graph.node[:]
+    quantised.graph.node.extend(nodes)
+    path = save(quantised, tmp_path)
+    model = loaded(path)
+    assert "DequantizeLinear of values that are computed" in model.note
+    assert model.layer.layout == plain.layer.layout
+    assert close(model.module(images()), predicted(path, images()))
+    assert maps(model, "eigencam", images()).isfinite().all()
+
+
 def other(name: str, source: str, target: str) -> onnx.NodeProto:
     """An operator that ONNX Runtime has and torch has no rule for: x σ(1.702 x)."""
     return helper.make_node("QuickGelu", [source], [target], name, domain="com.microsoft", alpha=1.702)

@@ -50,7 +50,7 @@ def outcome(case: Any) -> str:
         return "other types"
     fixed = dict(list(values.items())[1:])
     result = "no rule"
-    for constants, read in ((c, r) for c in ({}, fixed) for r in (set(proto.output), set(proto.output[:1]))):
+    for constants, read in ((c, r) for c in ({}, fixed, values) for r in (set(proto.output), set(proto.output[:1]))):
         node = read_node(proto, opset, constants, str, read)
         try:
             operation = operation_of(proto, node)

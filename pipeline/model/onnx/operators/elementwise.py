@@ -165,6 +165,20 @@ def dropout(node: Node) -> Operation:
     return Operation(nn.Identity(), (0,))
 
 
+def dequantised(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, **_types: int) -> Tensor:
+    """(x - zero) scale, with one scale or one for each place along an axis."""
+    view = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)] if scale.numel() > 1 else [1] * x.ndim
+    shifted = x.to(scale.dtype) if zero is None else x.to(scale.dtype) - zero.to(scale.dtype).view(view)
+    return shifted * scale.view(view)
+
+
+def dequantise(node: Node) -> Operation:
+    """Of stored weights; between layers, rounding leaves no gradient, and ONNX Runtime is to run the network."""
+    if any(node.has(i) and i not in node.constants for i in range(3)) or node.attributes.get("block_size", 0):
+        raise NoRuleError("DequantizeLinear of values that are computed, or in blocks,")
+    return call(dequantised)(node)
+
+
 def gelu(node: Node) -> Operation:
     """Exact, or by tanh."""
     return Operation(nn.GELU(approximate=node.attributes.get("approximate", "none")), (0,))
@@ -187,6 +201,7 @@ RULES: dict[str, Rule] = {
     "Clip": clip_rule,
     "Cos": call(torch.cos),
     "Cosh": call(torch.cosh),
+    "DequantizeLinear": dequantise,
     "Div": call(divide),
     "Dropout": dropout,
     "Elu": module(nn.ELU, alpha="alpha"),
