@@ -164,8 +164,9 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def gemm(node: Node) -> Operation:
     """A linear layer where the right factor and the summand are stored."""
     weight, bias = node.constants.get(1), node.constants.get(2)
-    width = None if weight is None else weight.shape[0 if node.attributes.get("transB", 0) else -1]
-    stored = weight is not None and weight.is_floating_point() and (not node.has(2) or bias is not None)
+    width = None if weight is None or weight.ndim != 2 else weight.shape[0 if node.attributes.get("transB", 0) else -1]
+    matrix = weight is not None and weight.ndim == 2 and weight.is_floating_point()
+    stored = matrix and (not node.has(2) or bias is not None)
     summand = bias is None or bias.shape in ((width,), (1, width), (), (1,))
     if not stored or not summand or node.attributes.get("transA", 0) or 0 in node.constants or weight is None:
         return call(general_product)(node)
