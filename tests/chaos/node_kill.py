@@ -32,7 +32,7 @@ def main(source: str, output: str) -> None:
         fragments = Path(output) / "_raylens" / "fragments"
         while len(list(fragments.glob("*/*.parquet"))) < 4 and not record.done():
             time.sleep(0.05)
-        assert not record.done(), "the job was over before a node could be killed"
+        assert not record.done(), f"the job was over before a node could be killed: {record.result()}"
         cluster.remove_node(doomed, allow_graceful=False)
         print("killed", flush=True)
         cluster.add_node(num_cpus=1, object_store_memory=STORE)

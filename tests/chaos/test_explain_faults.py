@@ -53,7 +53,7 @@ def _explain_in_child(source: str, output: str, started: Any) -> None:
 
 def test_sigkill_of_the_driver_at_many_moments(tars: Path, tmp_path: Path, undisturbed: list[Row]) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.jobs.explain", "timm", "pipeline.bias.tinycnn", "samples"])
+    context.set_forkserver_preload(["pipeline.jobs.run", "timm", "pipeline.bias.tinycnn", "samples"])
     killed = 0
     for seed in range(12):
         output = tmp_path / f"out-{seed}"
