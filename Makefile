@@ -9,7 +9,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench gallery lock clean
+.PHONY: help venv demo test lint bench onnx-table lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: lint  ## lint, then every test (about 15 minutes on 2 cores)
 
 bench: venv  ## side-by-side benchmarks; prints ratios
 	$(BIN)/python -m pytest tests/benchmarks --benchmarks -s
+
+onnx-table: venv  ## compile every model family, write the table of deploy/ONNX.md (an hour on 2 cores)
+	PYTHONPATH=tests $(BIN)/python tests/runtime/table.py
 
 lock:  ## resolve requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

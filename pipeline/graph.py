@@ -69,16 +69,27 @@ class ExplanationGraph:
         spec: what to compute.
         storage: fsspec options for remote weights.
         cache: folder or address where compiled graphs are kept; None for this machine's own.
+        model: of the specification, where the caller has loaded it already.
     """
 
-    def __init__(self, spec: GraphSpec, storage: Mapping[str, Any] | None = None, *, cache: str | None = None) -> None:
+    def __init__(
+        self,
+        spec: GraphSpec,
+        storage: Mapping[str, Any] | None = None,
+        *,
+        cache: str | None = None,
+        model: LoadedModel | None = None,
+    ) -> None:
         self.spec = spec
+        self._model = model
         self._storage = dict(storage or {})
         self._cache = cache
 
     @cached_property
     def model(self) -> LoadedModel:
         """The model, loaded on first use; on the CPU where ONNX Runtime executes it."""
+        if self._model is not None:
+            return self._model
         spec = self.spec
         device = spec.device if spec.runtime == "torch" else "cpu"
         return load(spec.model, device=device, precision=spec.precision, storage=self._storage)

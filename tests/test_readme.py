@@ -58,6 +58,24 @@ def test_every_command_and_example_runs(tmp_path: Path) -> None:
             [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{example}\n{done.stderr[-2000:]}"
+    (example,) = blocks("python onnxruntime")
+    python = without_raylens(tmp_path / "clean")
+    done = subprocess.run([python, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "(2, 1000) (2, 1, 7, 7)" in done.stdout
+
+
+def without_raylens(folder: Path) -> Path:
+    """The interpreter of an environment that holds ONNX Runtime and NumPy, and not raylens."""
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
+    python = folder / "bin" / "python"
+    wanted = ["onnxruntime-gpu", "numpy", "--constraint", ROOT / "requirements.lock"]
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *wanted], check=True)
+    for package in ("pipeline", "torch"):
+        probe = [python, "-c", f"import {package}"]
+        assert subprocess.run(probe, cwd=folder, capture_output=True, check=False).returncode
+    return python
 
 
 def test_targets_that_are_not_run_exist() -> None:

@@ -32,7 +32,8 @@ def settled(spec: JobSpec, device: Device, model: LoadedModel, ledger: Ledger, s
     graph = _pinned(spec.graph_spec(device, runtime), model)
     if runtime == "onnx":
         started = time.monotonic()
-        path = ExplanationGraph(graph, spec.storage, cache=cache(spec)).compiled()
+        known = model if graph.precision == "float32" else None
+        path = ExplanationGraph(graph, spec.storage, cache=cache(spec), model=known).compiled()
         shown.say(
             "compiled", file=path.name, megabytes=path.stat().st_size // 10**6, s=f"{time.monotonic() - started:.0f}"
         )
