@@ -64,6 +64,8 @@ def run(spec: JobSpec, ledger: Ledger, shown: Display, ready: Callable[[], None]
         model = load(spec.model_spec(), storage=spec.storage)
         check_fit(spec, model)
     shown.say("model", source=model.source, classes=model.classes, layer=model.layer.name, method=spec.method)
+    if model.note:
+        shown.say("model", note=model.note)
     if spec.golden is not None:
         top1 = golden.check(spec.golden, spec.golden_top1, model, spec.storage, max_pixels=spec.max_pixels)
         shown.say("golden set", top1=f"{top1:.3f}", required=spec.golden_top1)

@@ -81,6 +81,8 @@ def compile_graph(
         MethodError: the method, or an operator of the model, cannot be compiled; or the result differs from torch.
     """
     _refuse(spec)
+    if model.obstacle:
+        raise MethodError(f"{model.source} cannot be compiled: {model.obstacle}; --runtime torch works all the same")
     function = _Function(spec, model, pixels)
     example = function.example(2)
     try:
