@@ -104,11 +104,13 @@ class Preprocessing:
             dtype: floating type of the result.
 
         Returns:
-            (N, C, H, W) in channels-last memory order: (pixels / 255 - mean) / std.
+            (N, C, H, W) in channels-last memory order: (pixels / 255 - mean) / std, as one factor and one term a channel.
         """
-        scaled = pixels.float() / 255
-        mean, std = scaled.new_tensor(self.mean), scaled.new_tensor(self.std)
-        return ((scaled - mean) / std).to(dtype).permute(0, 3, 1, 2)
+        scale = [1 / (255 * std) for std in self.std]
+        shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+        values = pixels.permute(0, 3, 1, 2).float()
+        factors, terms = (values.new_tensor(given).view(1, -1, 1, 1) for given in (scale, shift))
+        return (values * factors + terms).to(dtype)
 
     def denormalise(self, x: "torch.Tensor") -> "torch.Tensor":
         """The inverse of `normalise` up to rounding: (N, C, H, W) model input to the same shape in 0..1."""
