@@ -153,11 +153,17 @@ class ExplanationGraph:
         Returns:
             The columns of N images, in order.
         """
+        return columns(self.answer(pixels, sample_ids, labels))
+
+    def answer(
+        self, pixels: NDArray[np.uint8], sample_ids: Sequence[str], labels: Sequence[int] | None = None
+    ) -> Answer:
+        """What the runtime says of one batch, every logit included; arguments as for `explain`."""
         device = self.spec.device
         x = torch.tensor(pixels).to(device, non_blocking=True)
         known = torch.tensor(labels if labels is not None else [0] * len(sample_ids), device=device)
         seeds = torch.tensor([_seed(sample_id) for sample_id in sample_ids])
-        return _columns(self.runtime(x, known, seeds))
+        return self.runtime(x, known, seeds)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Explains decoded rows; the signature that Ray Data's actor pool calls.
@@ -174,8 +180,8 @@ class ExplanationGraph:
         parts = [rejects]
         for start in range(0, rows.table.num_rows, self.spec.batch_size):
             part = rows.slice(start, self.spec.batch_size)
-            columns = self.explain(part.pixels(self.model.preprocessing.shape), part.sample_ids, part.labels)
-            parts.append(records.explained(part, columns, self))
+            found = self.explain(part.pixels(self.model.preprocessing.shape), part.sample_ids, part.labels)
+            parts.append(records.explained(part, found, self))
         return pa.concat_tables([records.with_schema(part, self.schema) for part in parts])
 
 
@@ -211,7 +217,8 @@ def _seed(sample_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest()) >> 1
 
 
-def _columns(answer: Answer) -> Columns:
+def columns(answer: Answer) -> Columns:
+    """The columns of what a runtime said."""
     result, features = answer.attribution, answer.embedding
     probabilities = result.logits.softmax(dim=1)
     top_scores, top = probabilities.topk(min(TOP, probabilities.shape[1]), dim=1)

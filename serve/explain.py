@@ -1,0 +1,89 @@
+"""`POST /explain`: one image, one answer, for people and curl."""
+
+import time
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Query, Request, Response
+
+from pipeline.report.overlay import OPACITY
+from serve import render
+from serve.answers import payload
+from serve.forms import json_response
+from serve.requests import identity, service_of, uploaded
+from serve.service import Answer, Service
+
+router = APIRouter()
+T = TypeVar("T")
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {"image": {"type": "string", "format": "binary"}},
+                }
+            },
+            "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
+            "image/png": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+TYPES = {"png": "image/png", "npy": "application/x-npy", "arrow": "application/vnd.apache.arrow.stream"}
+
+
+@router.post("/explain", openapi_extra=BODY, summary="Predict and explain one image")
+async def explain(
+    request: Request,
+    model: Annotated[str | None, Query(description="One of /v1/models; by default the first.")] = None,
+    method: Annotated[str | None, Query(description="One of the model's methods; by default its first.")] = None,
+    target: Annotated[
+        str, Query(description="predicted, runner-up, top:K, a class index or a class name.", max_length=200)
+    ] = "predicted",
+    top_k: Annotated[int, Query(ge=1, le=1000, description="Classes to list.")] = 5,
+    format: Annotated[Literal["json", "png", "npy", "arrow"], Query(description="Of the answer.")] = "json",  # noqa: A002
+    resolution: Annotated[
+        Literal["layer", "image"], Query(description="Of the map: the method's own, or the network input's.")
+    ] = "layer",
+    colormap: Annotated[str, Query(description="Of matplotlib, for png.", max_length=50)] = "jet",
+    opacity: Annotated[float, Query(ge=0, le=1, allow_inf_nan=False, description="For png.")] = OPACITY,
+    signed: Annotated[bool, Query(description="For png: also show what speaks against the class.")] = True,
+    sample_id: Annotated[
+        str | None, Query(description="Seeds methods that draw random numbers, as in a job.", max_length=1000)
+    ] = None,
+) -> Response:
+    """Prediction, heatmap, its numbers, and a sentence that says where the evidence is."""
+    service = service_of(request)
+    asked = service.question(model, method, target, sample_id=sample_id, pixels=format == "png")
+    render.check_colormap(colormap)
+    [found] = await service.ask(asked, [await uploaded(request)])
+    rendering = time.perf_counter()
+    if format == "json":
+        content = payload(found, top_k=top_k, resolution=resolution, request_id=identity(request))
+        return json_response(noted(service, found, rendering, content))
+    if format == "png":
+        body = await service.threaded(lambda: render.png(found[0], colormap=colormap, opacity=opacity, signed=signed))
+    elif format == "npy":
+        body = render.npy(found, resolution=resolution)
+    else:
+        body = await service.threaded(lambda: render.arrow(found, resolution=resolution, top_k=top_k))
+    noted(service, found, rendering, None)
+    return Response(body, headers=render.headers(found[0]), media_type=TYPES[format])
+
+
+def noted(service: Service, found: list[Answer], rendering: float, content: T) -> T:
+    """Closes the times of an answer, which its content refers to.
+
+    Args:
+        service: counts them.
+        found: answers of one image.
+        rendering: when rendering began, by `time.perf_counter()`.
+        content: of the response.
+
+    Returns:
+        The content.
+    """
+    found[0].finish(rendering)
+    service.metrics.took(found[0].timing_ms)
+    return content

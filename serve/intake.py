@@ -1,0 +1,186 @@
+"""The way in: identity, key, bounded body, and the way out when the client has left. Plain ASGI."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from serve.forms import problem_response, request_id
+from serve.problems import RefusedError
+from serve.security import DOCS_POLICY, HEADERS, Keys, is_open
+from serve.service import Service
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+log = logging.getLogger("raylens.serve")
+QUIET = ("/healthz", "/readyz", "/metrics")
+
+
+class Answering:
+    """What has been sent of one answer, and the headers that every answer carries.
+
+    Args:
+        send: of the server.
+        path: of the request.
+        identity: of the request.
+    """
+
+    def __init__(self, send: Send, path: str, identity: str) -> None:
+        self._send = send
+        self._headers = {**HEADERS, "X-Request-Id": identity}
+        if path.startswith("/docs"):
+            self._headers["Content-Security-Policy"] = DOCS_POLICY
+        self.status = 0
+
+    async def __call__(self, message: Message) -> None:
+        """Sends a message; the first one with our headers where the answer has none of that name."""
+        if message["type"] == "http.response.start":
+            self.status = int(message["status"])
+            headers = [*message.get("headers", ())]
+            present = {name.lower() for name, _ in headers}
+            own = [(name.lower().encode(), value.encode()) for name, value in self._headers.items()]
+            message = {**message, "headers": [*headers, *(pair for pair in own if pair[0] not in present)]}
+        await self._send(message)
+
+
+class Intake:
+    """Middleware around the whole application.
+
+    Args:
+        app: the application.
+        service: its limits, keys and metrics.
+    """
+
+    def __init__(self, app: App, service: Service) -> None:
+        self.app = app
+        self.service = service
+        self.limits = service.spec.limits
+        self._keys = Keys(service.spec.api_keys)
+        self._buffered = 0
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        identity = request_id(headers.get("x-request-id", ""))
+        scope.setdefault("state", {})["request_id"] = identity
+        answering = Answering(send, scope["path"], identity)
+        started = time.perf_counter()
+        try:
+            await self._served(scope, headers, receive, answering)
+        except RefusedError as problem:
+            await self._told(problem, scope, receive, answering, identity)
+        except Exception:
+            log.exception("request %s failed", identity)
+            await self._told(
+                RefusedError("internal", "an internal error; it is logged"), scope, receive, answering, identity
+            )
+        finally:
+            self._noted(scope, answering, identity, started)
+
+    async def _told(
+        self, problem: RefusedError, scope: Scope, receive: Receive, answering: Answering, identity: str
+    ) -> None:
+        self.service.metrics.rejected.labels(problem.code).inc()
+        if not answering.status:
+            await problem_response(problem, scope["path"], identity)(scope, receive, answering)
+
+    def _noted(self, scope: Scope, answering: Answering, identity: str, started: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        self.service.metrics.requests.labels(route, str(answering.status or 499)).inc()
+        if scope["path"] not in QUIET:
+            took_ms = (time.perf_counter() - started) * 1000
+            log.debug("%s %s %s %.1f ms", identity, scope["path"], answering.status, took_ms)
+
+    async def _served(self, scope: Scope, headers: dict[str, str], receive: Receive, answering: Answering) -> None:
+        is_probe = is_open(scope["path"])
+        if headers.get("content-encoding", "identity") != "identity":
+            raise RefusedError("bad_request", "Content-Encoding: bodies are taken as they are, without compression")
+        if not is_probe and scope["method"] != "OPTIONS":
+            scope["state"]["key"] = self._keys.check(headers)
+        if self._inside >= self.limits.requests and not is_probe:
+            raise RefusedError("overloaded", f"{self._inside} requests are in progress; try later")
+        self._inside += 1
+        try:
+            with self.service.metrics.progress():
+                await self._with_body(scope, headers, receive, answering)
+        finally:
+            self._inside -= 1
+
+    async def _with_body(self, scope: Scope, headers: dict[str, str], receive: Receive, answering: Answering) -> None:
+        held: list[bytes] = []
+        try:
+            try:
+                async with asyncio.timeout(self.limits.body_s):
+                    is_complete = await self._read(headers, receive, held)
+            except TimeoutError as error:
+                raise RefusedError(
+                    "body_timeout", f"the body did not arrive within {self.limits.body_s:g} s"
+                ) from error
+            if is_complete:
+                await self._watched(scope, b"".join(held), receive, answering)
+        finally:
+            self._buffered -= sum(map(len, held))
+
+    async def _read(self, headers: dict[str, str], receive: Receive, held: list[bytes]) -> bool:
+        """Reads the body and stops at the limit, whether its length was announced or not; False if the client left."""
+        most = self.limits.body_bytes
+        announced = headers.get("content-length", "0")
+        size = int(announced) if announced.isdigit() else 0
+        while True:
+            if size > most:
+                raise RefusedError("body_too_large", f"a body has at most {most} bytes")
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return False
+            part = message.get("body", b"")
+            held.append(part)
+            self._buffered += len(part)
+            size = max(size, sum(map(len, held)))
+            if self._buffered > self.limits.buffered_bytes:
+                raise RefusedError("overloaded", "too many bodies at once; try later")
+            if not message.get("more_body"):
+                return size <= most or self._refuse(most)
+
+    @staticmethod
+    def _refuse(most: int) -> bool:
+        raise RefusedError("body_too_large", f"a body has at most {most} bytes")
+
+    async def _watched(self, scope: Scope, body: bytes, receive: Receive, answering: Answering) -> None:
+        """Runs the application, and cancels it when the client leaves: nobody waits for its answer."""
+        left = asyncio.Event()
+        handed = False
+
+        async def replay() -> Message:
+            nonlocal handed
+            if not handed:
+                handed = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        running = asyncio.ensure_future(self.app(scope, replay, answering))
+        watching = asyncio.ensure_future(_left(receive, left))
+        try:
+            await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done() and not answering.status:
+                running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+        finally:
+            watching.cancel()
+            running.cancel()
+
+
+async def _left(receive: Receive, left: asyncio.Event) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    left.set()

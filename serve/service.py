@@ -1,0 +1,285 @@
+"""The service without HTTP and without Ray: images and a question in, answers out."""
+
+import asyncio
+import os
+import time
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from schemas.online import ServeSpec
+from serve.backends import Here
+from serve.cache import Cache, Kept, Key
+from serve.engine import Explained, Task
+from serve.metrics import Metrics
+from serve.models import Call, Offer, Served, opened
+from serve.photo import Encoded, Photo, Source
+from serve.problems import RefusedError
+from serve.targets import codes
+
+LARGE = 1_000_000
+"""Bytes from which even a digest is computed off the event loop."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of an image.
+
+    Attributes:
+        served: the model.
+        offer: the method.
+        targets: see `serve.targets`; one map for each.
+        sample_id: seeds methods that draw random numbers; None for the image's digest.
+        timeout_s: for all images of the request.
+        pixels: whether the answer needs the picture.
+    """
+
+    served: Served
+    offer: Offer
+    targets: tuple[int, ...]
+    sample_id: str | None
+    timeout_s: float
+    pixels: bool = False
+
+
+@dataclass
+class Answer:
+    """What is said of one image and class.
+
+    Attributes:
+        question: that was asked.
+        explained: by the graph.
+        size: width and height of the image in px, as displayed.
+        crop: what the network sees, see `serve.photo.Photo`.
+        cached: whether it was known already.
+        timing_ms: by stage.
+        photo: where the question needs the picture.
+        started: by `time.perf_counter()`, s.
+    """
+
+    question: Question
+    explained: Explained
+    size: tuple[int, int]
+    crop: tuple[float, float, float, float]
+    cached: bool
+    timing_ms: dict[str, float]
+    photo: Photo | None
+    started: float = field(default=0.0)
+
+    @property
+    def picture(self) -> Photo:
+        """What the network sees; for questions that asked for it."""
+        if self.photo is None:
+            raise TypeError("the question did not ask for the picture")
+        return self.photo
+
+    def finish(self, rendering: float) -> None:
+        """Notes the rest of the times; `rendering` is when it began, by `time.perf_counter()`."""
+        now = time.perf_counter()
+        self.timing_ms["render"] = (now - rendering) * 1000
+        self.timing_ms["total"] = (now - self.started) * 1000
+
+
+class Service:
+    """Models, engines, cache and metrics of one process.
+
+    Args:
+        spec: of the service; its runtimes are settled.
+        call: explains by slow methods elsewhere; None for engines of this process.
+    """
+
+    def __init__(self, spec: ServeSpec, call: Call | None = None) -> None:
+        self.spec = spec
+        self.metrics = Metrics()
+        self.cache = Cache(spec.cache)
+        self.models: dict[str, Served] = {}
+        self.pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "raylens-decode")
+        self._call = call
+
+    def start(self) -> None:
+        """Loads and warms up; until then the service is not ready."""
+        torch.set_num_threads(max(1, int(self.spec.replicas.cpus)))
+        models = opened(self.spec, self._call)
+        for served in models.values():
+            for offer in served.offers.values():
+                if isinstance(offer.backend, Here):
+                    self._watch(served.name, offer.name, offer.backend)
+        self.models = models
+
+    def _watch(self, model: str, method: str, backend: Here) -> None:
+        backend.engine.on_batch = self.metrics.batch.labels(model, method).observe
+        self.metrics.queue.labels(model, method).set_function(lambda: backend.engine.depth)
+
+    def close(self) -> None:
+        """Finishes what waits."""
+        for served in self.models.values():
+            for offer in served.offers.values():
+                if isinstance(offer.backend, Here):
+                    offer.backend.engine.close()
+        self.pool.shutdown(wait=False)
+
+    def is_ready(self) -> bool:
+        """Whether every graph has been warmed up and can answer."""
+        return bool(self.models) and self.is_healthy()
+
+    def is_healthy(self) -> bool:
+        """Whether no engine has failed for good."""
+        return all(o.backend.is_alive() for served in self.models.values() for o in served.offers.values())
+
+    def served(self, name: str | None) -> Served:
+        """A model.
+
+        Args:
+            name: None for the first.
+
+        Returns:
+            The model.
+
+        Raises:
+            RefusedError: `unknown_model`, with what there is, or `unavailable`.
+        """
+        if not self.models:
+            raise RefusedError("unavailable", "the service is loading its models; try later")
+        if name is not None and name not in self.models:
+            raise RefusedError(
+                "unknown_model", f"no model is named {name[:100]!r}; there are: {', '.join(self.models)}"
+            )
+        return self.models[name] if name is not None else next(iter(self.models.values()))
+
+    def question(
+        self,
+        model: str | None,
+        method: str | None = None,
+        target: str = "predicted",
+        *,
+        sample_id: str | None = None,
+        timeout_s: float | None = None,
+        pixels: bool = False,
+    ) -> Question:
+        """Checks what is asked for.
+
+        Args:
+            model: name; None for the first.
+            method: name; None for the model's first.
+            target: see `serve.targets.codes`.
+            sample_id: see `Question`.
+            timeout_s: at most the service's own deadline.
+            pixels: see `Question`.
+
+        Returns:
+            The question.
+        """
+        served = self.served(model)
+        targets = tuple(codes(target, served.model))
+        most = self.spec.limits.deadline_s
+        return Question(served, served.offer(method), targets, sample_id, min(timeout_s or most, most), pixels)
+
+    def check_count(self, images: int) -> None:
+        """Refuses a request of too many images, before any of them is looked at."""
+        most = self.spec.limits.instances
+        if images > most:
+            raise RefusedError("too_many_instances", f"{images} images in a request; at most {most}")
+
+    async def ask(self, question: Question, sources: Sequence[Source]) -> list[list[Answer]]:
+        """Answers for some images: all of them, or a problem.
+
+        Args:
+            question: of every image.
+            sources: the images.
+
+        Returns:
+            For each image one answer for each target.
+
+        Raises:
+            RefusedError: of the first image that has one; what is not computed yet is dropped.
+        """
+        self.check_count(len(sources))
+        deadline = time.time() + question.timeout_s
+        try:
+            async with asyncio.timeout(question.timeout_s):
+                return await together([self._one(question, source, deadline) for source in sources])
+        except TimeoutError as error:
+            raise RefusedError("deadline", f"not answered within {question.timeout_s:g} s; try later") from error
+
+    async def _one(self, question: Question, source: Source, deadline: float) -> list[Answer]:
+        started = time.perf_counter()
+        size = len(source.data) if isinstance(source, Encoded) else source.pixels.nbytes
+        image = source.digest() if size < LARGE else await self.threaded(source.digest)
+        keys = [Key(image, question.offer.digest, t, question.sample_id or image) for t in question.targets]
+        found = {key: self.cache.get(key) for key in keys}
+        missing = [key for key, kept in found.items() if kept is None]
+        self.metrics.cached.labels("hit").inc(len(keys) - len(missing))
+        self.metrics.cached.labels("miss").inc(len(missing))
+        photo = None
+        if missing or question.pixels:
+            photo, new = await self._computed(question, source, missing, deadline)
+            found |= new
+        decode_ms = (time.perf_counter() - started) * 1000 if not missing else self._decode_ms(started, missing, found)
+        return [
+            _answer(question, kept, key not in missing, photo, decode_ms, started)
+            for key, kept in found.items()
+            if kept is not None
+        ]
+
+    @staticmethod
+    def _decode_ms(started: float, missing: Sequence[Key], found: dict[Key, Kept | None]) -> float:
+        """What is left of the time until now: hashing, decoding and the ways between threads."""
+        passed = (time.perf_counter() - started) * 1000
+        waited = max(k.explained.queue_ms + k.explained.graph_ms for key in missing if (k := found[key]))
+        return max(0.0, passed - waited)
+
+    async def _computed(
+        self, question: Question, source: Source, missing: Sequence[Key], deadline: float
+    ) -> tuple[Photo, dict[Key, Kept]]:
+        backend = question.offer.backend
+        with backend.gate.admitted(len(missing)) as ticket:
+            photo = await self.threaded(source.photo, question.served.decoder)
+            tasks = [Task(photo.pixels, key.sample_id, key.target, deadline) for key in missing]
+            answers = await together([backend.explain(task, ticket) for task in tasks])
+        kept = {}
+        for key, explained in zip(missing, answers, strict=True):
+            _check_finite(explained, question)
+            kept[key] = Kept(explained, (photo.width, photo.height), photo.crop)
+            self.cache.put(key, kept[key])
+        self.metrics.explained.labels(question.served.name, question.offer.name).inc(len(missing))
+        return photo, kept
+
+    async def threaded(self, function: Any, *arguments: Any) -> Any:
+        """Runs a function off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
+
+
+def _answer(
+    question: Question, kept: Kept, cached: bool, photo: Photo | None, decode_ms: float, started: float
+) -> Answer:
+    explained = kept.explained
+    timing = {
+        "decode": decode_ms,
+        "queue": 0.0 if cached else explained.queue_ms,
+        "graph": 0.0 if cached else explained.graph_ms,
+    }
+    return Answer(question, explained, kept.size, kept.crop, cached, timing, photo, started)
+
+
+def _check_finite(explained: Explained, question: Question) -> None:
+    if not (np.isfinite(explained.probabilities).all() and np.isfinite(explained.heatmap).all()):
+        raise RefusedError(
+            "non_finite", f"method {question.offer.name} or the network gave a value that is not a finite number"
+        )
+
+
+async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order; with the first error the rest is cancelled."""
+    if len(work) == 1:
+        return [await work[0]]
+    tasks = [asyncio.ensure_future(item) for item in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,72 @@
+"""The web application over a service; knows neither Ray nor where the service runs."""
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from serve import admin, explain, kserve_v1, open_inference_v2
+from serve.forms import problem_response
+from serve.intake import Intake
+from serve.problems import RefusedError
+from serve.requests import identity
+from serve.service import Service
+
+CODES = {404: "not_found", 405: "method_not_allowed", 401: "unauthorized", 413: "body_too_large"}
+
+
+def create_web(service: Service) -> FastAPI:
+    """The application.
+
+    Args:
+        service: answers; may still be loading.
+
+    Returns:
+        An ASGI application with documents at /docs.
+    """
+    app = FastAPI(
+        title="raylens",
+        summary="Predictions of vision models, and where in the image they come from.",
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.state.body_bytes = service.spec.limits.body_bytes
+    for module in (explain, admin, kserve_v1, open_inference_v2):
+        app.include_router(module.router)
+    if (page := _page()) is not None:
+        app.include_router(page)
+    app.exception_handler(RefusedError)(_refused)
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(HTTPException)(_http)
+    if service.spec.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=service.spec.cors_origins, allow_methods=["GET", "POST"])
+    app.add_middleware(Intake, service=service)
+    return app
+
+
+def _page() -> APIRouter | None:
+    """The page for people, where it is installed."""
+    try:
+        from serve.page import router
+    except ImportError:
+        return None
+    return router
+
+
+async def _refused(request: Request, error: RefusedError) -> Response:
+    request.app.state.service.metrics.rejected.labels(error.code).inc()
+    return problem_response(error, request.url.path, identity(request))
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> Response:
+    """A query parameter or path that is wrong."""
+    found = error.errors()[0]
+    place = ".".join(str(part) for part in found["loc"][1:])
+    return await _refused(request, RefusedError("unknown_option", f"{place}: {found['msg']}"[:300]))
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    code = CODES.get(error.status_code, "bad_request")
+    response = await _refused(request, RefusedError(code, str(error.detail)))
+    response.headers.update(error.headers or {})
+    return response

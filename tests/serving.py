@@ -1,0 +1,51 @@
+"""A service on a tiny network in this process, and requests to its application without a network."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import httpx
+import torch
+
+from schemas.online import ServeSpec
+from serve.service import Service
+from serve.web import create_web
+
+TINY: dict[str, Any] = {
+    "model": "module:pipeline.bias.tinycnn:tiny_cnn",
+    "weights": "random",
+    "size": 32,
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+    "batch_size": 4,
+    "methods": {"gradcam": {}, "eigencam": {}, "smoothgrad": {"samples": 4}},
+}
+
+
+def spec(**fields: Any) -> ServeSpec:
+    """A service on one tiny network with random weights."""
+    model = {**TINY, **fields.pop("model", {})}
+    return ServeSpec(**{"models": {"tiny": model}, **fields})
+
+
+def started(**fields: Any) -> Service:
+    """A service that is ready."""
+    threads = torch.get_num_threads()
+    service = Service(spec(**fields))
+    service.start()
+    torch.set_num_threads(threads)
+    return service
+
+
+Requests = Callable[[httpx.AsyncClient], Coroutine[Any, Any, Any]]
+
+
+def talk(service: Service, requests: Requests) -> Any:
+    """Runs requests against the application of a service, in this process."""
+
+    async def run() -> Any:
+        transport = httpx.ASGITransport(create_web(service), raise_app_exceptions=True)
+        async with httpx.AsyncClient(transport=transport, base_url="http://raylens", timeout=30) as client:
+            return await requests(client)
+
+    return asyncio.run(run())
