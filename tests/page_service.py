@@ -37,7 +37,7 @@ class Refused(Exception):
 
 
 def build() -> FastAPI:
-    """`app.state.key` asks for a key; `app.state.delay_s` keeps every explanation waiting."""
+    """`app.state.key` asks for a key, `delay_s` keeps explanations waiting; `explained` and `received` say what came."""
     app = FastAPI()
     app.state.body_bytes, app.state.key, app.state.delay_s, app.state.explained = BODY_BYTES, None, 0.0, 0
     app.include_router(page.router)
@@ -63,7 +63,8 @@ def build() -> FastAPI:
         authorise(request)
         time.sleep(app.state.delay_s)
         app.state.explained += 1
-        return explained(image.file.read(), model, method, target, top_k)
+        app.state.received = image.file.read()
+        return explained(app.state.received, model, method, target, top_k)
 
     return app
 

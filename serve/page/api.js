@@ -67,7 +67,8 @@ async function json(response) {
 
 async function failure(response) {
   const said = await response.json().catch(() => ({}));
-  const { code, message, request_id: requestId } = said.error ?? {};
+  const told = typeof said.error === 'string' ? { message: said.error } : said.error; // KServe's form is a string
+  const { code, message, request_id: requestId } = told ?? {};
   return new ServiceError(message ?? `The service answered ${response.status}.`, {
     code: code ?? `http_${response.status}`,
     status: response.status,

@@ -25,7 +25,8 @@ function classButton(entry, target, choose) {
   const bar = make('span', 'bar', make('span', 'bar-fill'));
   bar.setAttribute('aria-hidden', 'true');
   bar.firstChild.style.setProperty('--share', `${Math.max(0.5, 100 * entry.score)}%`);
-  const element = make('button', 'class', make('span', 'class-name', entry.label), make('span', 'class-score', percent(entry.score)), bar);
+  const [name, score] = [make('span', 'class-name', entry.label), make('span', 'class-score', percent(entry.score))];
+  const element = make('button', 'class', name, score, bar);
   element.type = 'button';
   element.dataset.class = entry.class;
   element.setAttribute('aria-pressed', String(entry.class === target.class));

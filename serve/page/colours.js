@@ -12,10 +12,10 @@ const FOR = [214, 24, 40];
 /** RGBA of evidence from 0 to 1: opaque, the layer's opacity is the slider's. */
 export const SEQUENTIAL = table((unit) => [...between(INFERNO, unit), 255]);
 
-/** RGBA of evidence from -1 (against) to 1 (for): clear at 0, and steeper there so that weak evidence can be seen. */
+/** RGBA of evidence from -1 (against) to 1 (for): clear at 0, and a little steeper there so that weak evidence can be seen. */
 export const DIVERGING = table((unit) => {
   const signed = 2 * unit - 1;
-  return [...(signed < 0 ? AGAINST : FOR), 255 * Math.sqrt(Math.abs(signed))];
+  return [...(signed < 0 ? AGAINST : FOR), 255 * Math.abs(signed) ** 0.7];
 });
 
 function table(colour) {

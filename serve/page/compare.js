@@ -31,10 +31,11 @@ function chip(method, chosen, changed) {
 
 /** The grid of cards. `explain(method, signal)` gives a result; `use(method)` makes a method the only one. */
 export class Comparison {
-  constructor(grid, { explain, use, drawn }) {
+  constructor(grid, { explain, use, save, drawn }) {
     this.grid = grid;
     this.explain = explain;
     this.use = use;
+    this.save = save;
     this.drawn = drawn;
     this.cards = new Map();
     this.controller = null;
@@ -42,6 +43,10 @@ export class Comparison {
 
   stop() {
     this.controller?.abort();
+    for (const { element, note, result } of this.cards.values()) {
+      if (!result && element.ariaBusy === 'true') note.replaceChildren('Not explained yet.');
+      element.ariaBusy = 'false';
+    }
   }
 
   /** Shows cards of these methods and fills those that are missing. */
@@ -67,12 +72,17 @@ export class Comparison {
     paint(canvas, this.bitmap);
     const note = make('p', 'card-note', make('span', 'spinner'), ' Explaining…');
     const title = make('h3', '', method);
-    const element = make('article', 'card', canvas, make('div', 'card-head', title, button('Use', () => this.use(method))), note);
+    const save = button('Save', () => this.save(this.cards.get(method).result));
+    const use = button('Use', () => this.use(method));
+    save.disabled = true;
+    save.setAttribute('aria-label', `Save the picture of ${method}`);
+    use.setAttribute('aria-label', `Use ${method} alone`);
+    const head = make('div', 'card-head', title, make('div', 'card-acts', save, use));
+    const element = make('article', 'card', canvas, head, note);
     title.id = `card-${method}`;
     element.setAttribute('aria-labelledby', title.id);
-    element.setAttribute('aria-busy', 'true');
-    element.querySelector('button').setAttribute('aria-label', `Use ${method}`);
-    return { element, canvas, note, result: null };
+    element.ariaBusy = 'true';
+    return { element, canvas, note, save, result: null };
   }
 
   async fill(method, signal) {
@@ -80,6 +90,7 @@ export class Comparison {
     try {
       card.result = await this.explain(method, signal);
       card.note.replaceChildren(card.result.sentence);
+      card.save.disabled = false;
       card.canvas.setAttribute('aria-label', `${method}: ${card.result.sentence}`);
       this.drawn();
     } catch (error) {
@@ -87,7 +98,7 @@ export class Comparison {
       if (error.status === 503 || error.status === 429) return void this.later(method, error, signal);
       this.fail(card, method, error);
     }
-    card.element.setAttribute('aria-busy', 'false');
+    card.element.ariaBusy = 'false';
   }
 
   later(method, error, signal) {
@@ -108,7 +119,9 @@ export class Comparison {
 
   /** Draws all cards anew, for another opacity or view. */
   paint({ opacity, plain }) {
-    for (const { canvas, result } of this.cards.values()) paint(canvas, this.bitmap, { result: plain ? null : result, opacity });
+    for (const { canvas, result } of this.cards.values()) {
+      paint(canvas, this.bitmap, { result: plain ? null : result, opacity });
+    }
   }
 
   /** Whether the finished cards hold signed maps, one-sided ones, or both. */

@@ -40,14 +40,10 @@ export function isCropped({ image }) {
 }
 
 function paintEvidence(context, result, opacity) {
-  const { width, height } = context.canvas;
   const [left, top, right, bottom] = cropOn(context.canvas, result.image);
   const { signed } = scaleOf(result.heatmap);
   context.save();
-  shadeOutside(context, [left, top, right, bottom]);
-  context.beginPath();
-  context.rect(0, 0, width, height);
-  context.clip();
+  shadeOutside(context, [left, top, right, bottom], opacity);
   if (signed) drainColour(context, [left, top, right, bottom], opacity);
   context.globalAlpha = opacity;
   context.drawImage(layerOf(result, right - left, bottom - top), left, top, right - left, bottom - top);
@@ -61,11 +57,12 @@ function cropOn(canvas, image) {
   return [Math.round(left * x), Math.round(top * y), Math.round(right * x), Math.round(bottom * y)];
 }
 
-function shadeOutside(context, [left, top, right, bottom]) {
+function shadeOutside(context, [left, top, right, bottom], opacity) {
   context.beginPath();
   context.rect(0, 0, context.canvas.width, context.canvas.height);
   context.rect(left, top, right - left, bottom - top);
-  context.fillStyle = 'rgb(0 0 0 / 55%)';
+  context.globalAlpha = Math.min(opacity, 0.55);
+  context.fillStyle = 'black';
   context.fill('evenodd');
 }
 

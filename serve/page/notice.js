@@ -65,10 +65,13 @@ export class Notice {
   }
 }
 
-const busy = (error) => error.status === 503 || error.status === 429;
+const busy = (error) => error.status === 503 || error.status === 429 || error.code === 'no_model';
 
 /** Title, text, and whether trying again can help. */
 export function wording(error) {
+  if (error.code === 'no_model') {
+    return { title: 'No model is loaded', text: 'The service may still be starting.', again: true };
+  }
   if (busy(error)) return { title: 'The service is busy', text: 'Your image waits here.', again: true };
   if (error.code === 'offline') {
     return { title: 'No connection', text: 'The service cannot be reached. Check your network.', again: true };

@@ -3,6 +3,7 @@
 import * as api from './api.js';
 import { ClassSearch, showClasses } from './classes.js';
 import { Comparison, firstChoice, showChips } from './compare.js';
+import { showDetails } from './details.js';
 import { isCropped, paint, scaleOf } from './heatmap.js';
 import { keyDialog } from './key.js';
 import { showLegends } from './legend.js';
@@ -31,9 +32,15 @@ const state = {
   results: new Map(), // of this picture
 };
 let running = null; // AbortController of the request for the main picture
+let main = Promise.resolve(); // settles with that request: what it brings need not be asked for twice
 
 const search = new ClassSearch($('search'), $('found'), chooseTarget);
-const comparison = new Comparison($('cards'), { explain: cached, use: useMethod, drawn: paintComparison });
+const comparison = new Comparison($('cards'), {
+  explain: (method, signal) => main.then(() => cached(method, signal)),
+  use: useMethod,
+  save: (result) => savePicture(state.picture.bitmap, result, state.opacity / 100),
+  drawn: paintComparison,
+});
 
 start();
 
@@ -49,8 +56,8 @@ async function loadModels() {
     state.bodyBytes = bytes;
     state.models = models;
     if (!models.length) throw new api.ServiceError('No model is loaded.', { code: 'no_model' });
-    notice.settle();
     await follow(link.read(location.hash));
+    notice.settle();
   } catch (error) {
     notice.tell(error, loadModels);
   }
@@ -80,7 +87,9 @@ async function setModel(model, { method, target } = {}) {
 
 function tellLink(view, model) {
   const words = [];
-  if (view.model && view.model !== model.name) words.push(`This service has no model “${view.model}”; ${model.name} is used.`);
+  if (view.model && view.model !== model.name) {
+    words.push(`This service has no model “${view.model}”; ${model.name} is used.`);
+  }
   if (view.image && !state.picture) {
     words.push('The link keeps its image to itself: choose the same image to see the same view.');
   }
@@ -97,6 +106,7 @@ async function take(file) {
     const picture = await open(file, state.bodyBytes);
     state.picture?.bitmap.close();
     Object.assign(state, { picture, result: null, results: new Map() });
+    forgetResult();
   } catch (error) {
     if (!(error instanceof PictureError)) throw error;
     notice.tell(error);
@@ -158,6 +168,7 @@ function cancel() {
 }
 
 function undo() {
+  if (!notice.open && $('busy').hidden) return;
   cancel();
   notice.clear();
   if (!state.result) return;
@@ -189,19 +200,28 @@ async function show() {
   if (!state.result) paint($('picture'), state.picture.bitmap);
   setBusy(true);
   if (state.compare) comparison.show(state.picture.bitmap, state.compare);
+  const asked = cached(mainMethod(), controller.signal);
+  main = asked.catch(() => {}); // told below
   try {
-    const result = await cached(state.method, controller.signal);
+    const result = await asked;
     if (controller.signal.aborted) return;
     state.result = result;
     notice.settle();
     showResult();
   } catch (error) {
     if (controller.signal.aborted) return;
+    comparison.stop();
     notice.tell(error, show);
     say('');
   } finally {
     if (running === controller) setBusy(false);
   }
+}
+
+/** Whose answer fills the list of classes: the chosen method, or one of those compared. */
+function mainMethod() {
+  const { method, compare } = state;
+  return !compare?.length || compare.includes(method) ? method : compare[0];
 }
 
 // --- showing ----------------------------------------------------------------------------------------------------
@@ -214,13 +234,17 @@ function showChoices() {
   $('method').replaceChildren(...model.methods.map((entry) => choice(entry.name, entry.slow ? ' (slow)' : '')));
   $('method').value = method;
   $('method-note').textContent = methodNote(model.methods.find((entry) => entry.name === method));
-  for (const input of document.querySelectorAll('[name=mode]')) input.checked = input.value === (compare ? 'compare' : 'one');
-  for (const input of document.querySelectorAll('[name=view]')) input.checked = input.value === state.view;
+  check('mode', compare ? 'compare' : 'one');
+  check('view', state.view);
   $('one').hidden = Boolean(compare);
   $('compare').hidden = !compare;
-  $('method-field').hidden = Boolean(compare);
+  for (const id of ['method-field', 'save-picture', 'save-data']) $(id).hidden = Boolean(compare);
   if (compare) showChips($('chips'), model.methods, compare, setCompared);
   showOpacity();
+}
+
+function check(name, value) {
+  for (const input of document.querySelectorAll(`[name=${name}]`)) input.checked = input.value === value;
 }
 
 function choice(name, suffix) {
@@ -242,12 +266,19 @@ function showOpacity() {
   $('opacity').setAttribute('aria-valuetext', `${state.opacity} percent`);
 }
 
+function forgetResult() {
+  $('classes').replaceChildren();
+  $('sentence').textContent = '';
+  for (const id of ['details', 'reading', 'outside']) $(id).hidden = true;
+  for (const id of ['save-picture', 'save-data']) $(id).disabled = true;
+}
+
 function showResult() {
   const { result } = state;
   showClasses($('classes'), result, chooseTarget);
   $('sentence').textContent = result.sentence;
   say(result.sentence);
-  showDetails(result);
+  showDetails($('details'), result);
   $('save-picture').disabled = false;
   $('save-data').disabled = false;
   draw();
@@ -280,25 +311,6 @@ function alternative() {
   if (view === 'plain') return 'Your image without the heatmap';
   return `Your image with a heatmap of what speaks for ${result.target.label}. ${result.sentence}`;
 }
-
-function showDetails({ timing_ms: timing, ...result }) {
-  const total = `${Math.round(timing.total)} ms`;
-  const stages = Object.entries(timing).filter(([name]) => name !== 'total');
-  $('details-summary').textContent = `${result.cached ? 'From memory' : 'Explained'} in ${total}`;
-  const facts = {
-    Stages: stages.map(([name, value]) => `${name} ${value < 10 ? value.toFixed(1) : Math.round(value)} ms`).join(', '),
-    Model: result.model,
-    Method: result.method,
-    Layer: result.layer,
-    Map: `${result.heatmap.shape.join(' × ')}, ${short(result.heatmap.min)} to ${short(result.heatmap.max)}`,
-    Graph: result.graph_digest,
-    Request: result.request_id,
-  };
-  $('details-list').replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [make('dt', '', name), make('dd', '', String(value ?? '–'))]));
-  $('details').hidden = false;
-}
-
-const short = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(3))) : '–');
 
 let slow = null;
 
