@@ -37,7 +37,7 @@ class Refused(Exception):
 
 
 def build() -> FastAPI:
-    """`app.state.key` asks for a key, `delay_s` keeps explanations waiting; `explained` and `received` say what came."""
+    """`app.state.key` asks for a key, `delay_s` delays explanations; `explained` and `received` say what came."""
     app = FastAPI()
     app.state.body_bytes, app.state.key, app.state.delay_s, app.state.explained = BODY_BYTES, None, 0.0, 0
     app.include_router(page.router)

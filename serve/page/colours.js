@@ -9,8 +9,10 @@ const INFERNO = [
 const AGAINST = [33, 102, 220];
 const FOR = [214, 24, 40];
 
-/** RGBA of evidence from 0 to 1: opaque, the layer's opacity is the slider's. */
-export const SEQUENTIAL = table((unit) => [...between(INFERNO, unit), 255]);
+const LEAST = 0.55; // of the slider's opacity where there is no evidence: the image stays readable there
+
+/** RGBA of evidence from 0 to 1. */
+export const SEQUENTIAL = table((unit) => [...between(INFERNO, unit), 255 * (LEAST + (1 - LEAST) * unit)]);
 
 /** RGBA of evidence from -1 (against) to 1 (for): clear at 0, and a little steeper there so that weak evidence can be seen. */
 export const DIVERGING = table((unit) => {

@@ -1,6 +1,6 @@
 // Several methods side by side, each explaining the same class of the same image.
 
-import { paint, scaleOf } from './heatmap.js';
+import { paint } from './heatmap.js';
 import { button, make, wording } from './notice.js';
 
 const AT_FIRST = 4;
@@ -124,9 +124,8 @@ export class Comparison {
     }
   }
 
-  /** Whether the finished cards hold signed maps, one-sided ones, or both. */
-  kinds() {
-    const results = [...this.cards.values()].map((card) => card.result).filter(Boolean);
-    return new Set(results.map((result) => scaleOf(result.heatmap).signed));
+  /** Answers of the finished cards. */
+  results() {
+    return [...this.cards.values()].map((card) => card.result).filter(Boolean);
   }
 }

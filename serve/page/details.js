@@ -1,4 +1,4 @@
-// Timing and origin of an answer, for those who ask.
+// Where an answer comes from: its method, its timing, for those who ask.
 
 import { make } from './notice.js';
 
@@ -19,6 +19,14 @@ export function showDetails(element, { timing_ms: timing, ...result }) {
   element.querySelector('summary').textContent = `${known} in ${Math.round(timing.total)} ms`;
   element.querySelector('dl').replaceChildren(...rows);
   element.hidden = false;
+}
+
+/** What a person should know of a method before choosing it. */
+export function methodNote({ discriminative, slow, source }) {
+  const words = [source];
+  if (!discriminative) words.push('Shows what stands out to the model as a whole: the same for every class.');
+  if (slow) words.push('Runs the model many times, so it takes a while.');
+  return words.filter(Boolean).join(' · ');
 }
 
 const short = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(3))) : '–');

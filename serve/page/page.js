@@ -3,10 +3,10 @@
 import * as api from './api.js';
 import { ClassSearch, showClasses } from './classes.js';
 import { Comparison, firstChoice, showChips } from './compare.js';
-import { showDetails } from './details.js';
-import { isCropped, paint, scaleOf } from './heatmap.js';
+import { methodNote, showDetails } from './details.js';
+import { isCropped, paint } from './heatmap.js';
 import { keyDialog } from './key.js';
-import { showLegends } from './legend.js';
+import { kindOf, showLegends } from './legend.js';
 import * as link from './link.js';
 import { Notice, make } from './notice.js';
 import { PictureError, listen, open } from './picture.js';
@@ -97,7 +97,7 @@ function tellLink(view, model) {
   $('link-hint').hidden = words.length === 0;
 }
 
-// --- what the person does ---------------------------------------------------------------------------------------
+// --- what the person does
 
 async function take(file) {
   cancel();
@@ -118,8 +118,6 @@ async function take(file) {
     state.target = 'predicted';
   }
   state.expected = null;
-  $('start').hidden = true;
-  $('result').hidden = false;
   await show();
 }
 
@@ -176,7 +174,7 @@ function undo() {
   showChoices();
 }
 
-// --- asking -----------------------------------------------------------------------------------------------------
+// --- asking
 
 /** An answer for the current picture, model and class; kept, so that going back is immediate. */
 async function cached(method, signal) {
@@ -194,6 +192,8 @@ async function cached(method, signal) {
 async function show() {
   writeLink();
   if (!state.picture) return;
+  $('start').hidden = true;
+  $('result').hidden = false;
   running?.abort();
   const controller = new AbortController();
   running = controller;
@@ -224,7 +224,7 @@ function mainMethod() {
   return !compare?.length || compare.includes(method) ? method : compare[0];
 }
 
-// --- showing ----------------------------------------------------------------------------------------------------
+// --- showing
 
 function showChoices() {
   const { models, model, method, compare } = state;
@@ -253,13 +253,6 @@ function choice(name, suffix) {
   return element;
 }
 
-function methodNote({ discriminative, slow, source }) {
-  const words = [source];
-  if (!discriminative) words.push('Shows what stands out to the model as a whole: the same for every class.');
-  if (slow) words.push('Runs the model many times, so it takes a while.');
-  return words.filter(Boolean).join(' · ');
-}
-
 function showOpacity() {
   $('opacity').value = state.opacity;
   $('opacity-value').textContent = `${state.opacity} %`;
@@ -276,7 +269,7 @@ function forgetResult() {
 function showResult() {
   const { result } = state;
   showClasses($('classes'), result, chooseTarget);
-  $('sentence').textContent = result.sentence;
+  $('sentence').textContent = result.sentence.replaceAll(' %', '\u00a0%');
   say(result.sentence);
   showDetails($('details'), result);
   $('save-picture').disabled = false;
@@ -295,13 +288,18 @@ function draw() {
   $('reading').hidden = plain || !result;
   $('outside').hidden = plain || !result || !isCropped(result);
   if (compare) paintComparison();
-  else if (result) showLegends($('legends'), new Set([scaleOf(result.heatmap).signed]));
+  else if (result) explainColours([result]);
 }
 
 function paintComparison() {
   if (!state.compare) return;
   comparison.paint({ opacity: state.opacity / 100, plain: state.view === 'plain' });
-  showLegends($('legends'), comparison.kinds());
+  explainColours(comparison.results());
+}
+
+function explainColours(results) {
+  const methodOf = (result) => state.model.methods.find(({ name }) => name === result.method);
+  showLegends($('legends'), new Set(results.map((result) => kindOf(result, methodOf(result)))));
 }
 
 /** Says of the picture in words what the eye sees. */
@@ -331,7 +329,7 @@ function say(text) {
   $('status').textContent = text;
 }
 
-// --- link and downloads -----------------------------------------------------------------------------------------
+// --- link and downloads
 
 function writeLink() {
   const { model, method, target, opacity, view, compare, picture, expected } = state;
@@ -362,18 +360,14 @@ function flash(element, text) {
   }, 1500);
 }
 
-// --- wiring -----------------------------------------------------------------------------------------------------
+// --- wiring
 
 function wire() {
   listen({ inputs: [$('file'), $('camera')], veil: $('veil'), take, refuse: (text) => notice.tell(new PictureError(text)) });
   for (const id of ['choose', 'another']) $(id).addEventListener('click', () => $('file').click());
   $('photograph').addEventListener('click', () => $('camera').click());
   $('model').addEventListener('change', (event) => chooseModel(event.target.value));
-  $('method').addEventListener('change', (event) => {
-    state.method = event.target.value;
-    showChoices();
-    show();
-  });
+  $('method').addEventListener('change', (event) => useMethod(event.target.value));
   $('mode').addEventListener('change', (event) => setMode(event.target.value));
   $('view').addEventListener('change', (event) => {
     state.view = event.target.value;
