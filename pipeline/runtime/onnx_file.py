@@ -23,6 +23,8 @@ from schemas.graph import GraphSpec
 
 Pixels = Literal["uint8", "float32"]
 OPSET = 20
+EXAMPLE = 11
+"""Images of a trace: a number that no other axis has, since what is equal by chance is taken for equal."""
 LARGEST = 2**31 - 2**24
 """Bytes; protobuf ends at 2 GiB."""
 TOLERANCE = {"float32": 0.02, "float16": 0.2}
@@ -84,7 +86,7 @@ def compile_graph(
     if model.obstacle:
         raise MethodError(f"{model.source} cannot be compiled: {model.obstacle}; --runtime torch works all the same")
     function = _Function(spec, model, pixels)
-    example = function.example(2)
+    example = function.example(EXAMPLE)
     try:
         proto = _exported(trace(function, example), function)
     except Exception as error:  # whatever the tracer or the exporter meets in somebody's network
@@ -164,7 +166,7 @@ def _exported(program: torch.export.ExportedProgram, function: _Function) -> onn
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     exported = torch.onnx.export(
         program,
-        tuple(function.example(2)),
+        tuple(function.example(EXAMPLE)),
         input_names=list(function.inputs),
         output_names=list(function.outputs),
         opset_version=OPSET,

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch._decomp import core_aten_decompositions
 from torch.overrides import TorchFunctionMode
 
+import pipeline.attribution.eigen  # noqa: F401  # defines raylens::leading_eigenpair
+
 aten = torch.ops.aten
 SQUARINGS = 12
 """Of the Gram matrix: 4096 steps of power iteration."""
@@ -141,8 +143,27 @@ PLAIN: dict[Any, Callable[..., Any]] = {
 """What replaces an operator in a trace."""
 
 
+def pad(x: Tensor, sizes: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """Padding by a constant, as a concatenation; a trace of torch's own operator fixes the size of the batch."""
+    if mode != "constant" or min(sizes, default=0) < 0:
+        return aten.pad(x, list(sizes), mode, value)
+    for number in range(0, len(sizes), 2):
+        axis = x.ndim - 1 - number // 2
+        before, after = (_filled(x, axis, width, value or 0.0) for width in sizes[number : number + 2])
+        if parts := [part for part in (before, after) if part is not None]:
+            x = torch.cat([*parts[: before is not None], x, *parts[before is not None :]], dim=axis)
+    return x
+
+
+def _filled(x: Tensor, axis: int, width: int, value: float) -> Tensor | None:
+    """A block of a constant as wide as asked for and else of x's shape."""
+    shape = list(x.shape)
+    shape[axis] = width
+    return x.new_full(shape, value) if width else None
+
+
 class PlainFunctions(TorchFunctionMode):
-    """Replaces what torch would run by its memory layout, which a trace would take for part of the network."""
+    """Replaces what torch would run by its memory layout, or for one size of the batch."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -150,4 +171,6 @@ class PlainFunctions(TorchFunctionMode):
         """Called by torch in place of every function."""
         if func is F.adaptive_avg_pool2d and args[1] in (1, (1, 1), [1, 1]):
             return args[0].mean((-2, -1), keepdim=True)
+        if func is F.pad:
+            return pad(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

@@ -15,7 +15,7 @@ from pipeline.runtime.onnx_file import compile_graph, relative_error
 from schemas.graph import GraphSpec
 
 DOCUMENT = Path(__file__).parents[2] / "deploy" / "ONNX.md"
-METHODS = ("gradcam", "eigencam", "inputxgradient")
+METHODS = ("gradcam", "inputxgradient")
 BLOCK = re.compile(r"(<!-- families -->\n).*?(<!-- /families -->)", re.DOTALL)
 
 

@@ -89,3 +89,16 @@ def test_a_matrix_of_zeros_has_an_eigenpair_of_zeros() -> None:
     value, vector = operators.leading_eigenpair(torch.zeros(1, 4, 4))
     assert not value.any()
     assert not vector.any()
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (1, 2), (0, 0, 3, 0), (2, 1, 0, 1, 1, 0), (-1, 2), ()], ids=str)
+def test_padding(sizes: tuple[int, ...]) -> None:
+    x = noise(2, 3, 4)
+    torch.testing.assert_close(operators.pad(x, sizes), torch.nn.functional.pad(x, sizes))
+    torch.testing.assert_close(operators.pad(x, sizes, value=2.5), torch.nn.functional.pad(x, sizes, value=2.5))
+
+
+def test_padding_by_reflection() -> None:
+    x = noise(2, 3, 4)
+    found = operators.pad(x, (1, 1), mode="reflect")
+    torch.testing.assert_close(found, torch.nn.functional.pad(x, (1, 1), mode="reflect"))
