@@ -145,6 +145,11 @@ class ServeSpec(Told):
     models: dict[str, ServedModel] = Field(min_length=1, description="Models by the name that requests use.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    proxy: Literal["auto", "ray", "haproxy"] = Field(
+        "auto",
+        description="Ray's own, or HAProxy: a fifth of the delay, but its statistics listen on two ports of all "
+        "interfaces; so auto is haproxy only where `host` is not this machine alone.",
+    )
     ray_address: str | None = Field(None, description="Address of a Ray cluster; left out: a local one.")
     replicas: Replicas = Field(default_factory=Replicas, description="Processes that answer and explain.")
     slow: Replicas = Field(default_factory=Replicas, description="Processes of methods of many passes.")
@@ -172,3 +177,7 @@ class ServeSpec(Told):
                     f"{', '.join(LOCAL_OR_WEB)} are refused"
                 )
         return self
+
+    def with_haproxy(self) -> bool:
+        """Whether HAProxy stands before the service."""
+        return self.proxy == "haproxy" or (self.proxy == "auto" and self.host not in ("127.0.0.1", "::1", "localhost"))

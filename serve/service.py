@@ -103,7 +103,7 @@ class Service:
 
     def start(self) -> None:
         """Loads and warms up; until then the service is not ready."""
-        torch.set_num_threads(max(1, int(self.spec.replicas.cpus)))
+        use_threads(self.spec.replicas.cpus)
         models = opened(self.spec, self._call)
         for served in models.values():
             for offer in served.offers.values():
@@ -252,6 +252,11 @@ class Service:
     async def threaded(self, function: Any, *arguments: Any) -> Any:
         """Runs a function off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
+
+
+def use_threads(cpus: float) -> None:
+    """As many threads as the process has CPUs: more would take them from other processes."""
+    torch.set_num_threads(max(1, int(cpus)))
 
 
 def _answer(

@@ -1,0 +1,134 @@
+"""The service on Ray Serve: two deployments, made from one specification.
+
+`Endpoint` takes requests and holds the engines of methods of one pass, in one process, since each hop between
+deployments costs more than such an explanation. Methods of many passes have processes of their own, `SlowEndpoint`, so
+that they cannot stand before the others.
+"""
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from pipeline.choice import choose
+from schemas.graph import GraphSpec
+from schemas.online import Replicas, ServeSpec
+from serve.engine import Explained, Task
+from serve.models import engines, settled, slow
+from serve.problems import RefusedError
+from serve.service import Service, use_threads
+from serve.web import create_web
+
+NAME = "raylens"
+LOST = (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)
+"""What is raised where a process went away with a call in it."""
+
+
+class SlowEndpoint:
+    """Explains by methods of many passes.
+
+    Args:
+        spec: of the service.
+    """
+
+    def __init__(self, spec: ServeSpec) -> None:
+        use_threads(spec.slow.cpus)
+        self._engines = {(model, method): engine for model, method, engine in engines(spec, only_slow=True)}
+
+    async def explain(self, model: str, method: str, task: Task) -> Explained:
+        """Explains one image; cancelled before its turn, it is not computed."""
+        engine = self._engines[model, method]
+        with engine.gate.admitted(1) as ticket:
+            return await asyncio.wrap_future(engine.submit(task, ticket))
+
+    def check_health(self) -> None:
+        """Ray replaces the process where this raises."""
+        if not all(engine.is_alive() for engine in self._engines.values()):
+            raise RuntimeError("an engine has failed")
+
+
+class Endpoint:
+    """Takes requests.
+
+    Args:
+        spec: of the service.
+        slow_pool: handle of `SlowEndpoint`; None where no method needs it.
+    """
+
+    def __init__(self, spec: ServeSpec, slow_pool: DeploymentHandle[Any] | None = None) -> None:
+        self._pool = slow_pool
+        self._service = Service(spec, self._elsewhere if slow_pool is not None else None)
+        self._service.start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The application; Ray asks for it after the constructor."""
+        return create_web(self._service)
+
+    async def _elsewhere(self, model: str, method: str, task: Task) -> Explained:
+        assert self._pool is not None  # noqa: S101
+        try:
+            found: Explained = await self._pool.explain.remote(model, method, task)
+        except LOST as error:
+            raise ConnectionError(str(error)[:200]) from error
+        except BackPressureError as error:
+            raise RefusedError("overloaded", "the slow methods have too much to do; try later") from error
+        except TaskCancelledError as error:
+            raise asyncio.CancelledError from error
+        except RayTaskError as error:
+            if isinstance(error.cause, RefusedError):
+                raise error.cause from error
+            raise
+        return found
+
+    def check_health(self) -> None:
+        """Ray replaces the process where this raises."""
+        if not self._service.is_healthy():
+            raise RuntimeError("an engine has failed")
+
+
+def build_app(spec: ServeSpec) -> serve.Application:
+    """The application of `raylens serve`, of `serve run serve.app:build_app` and of a RayService.
+
+    Args:
+        spec: of the service; `runtime: auto` is measured here, once for all processes.
+
+    Returns:
+        What Ray Serve deploys.
+    """
+    spec = settled(spec, _faster)
+    ingress = _deployment(serve.ingress()(Endpoint), "Endpoint", spec.replicas, spec)
+    if not any(slow(method) for model in spec.models.values() for method in model.methods):
+        return ingress.bind(spec)
+    return ingress.bind(spec, _deployment(SlowEndpoint, "SlowEndpoint", spec.slow, spec).bind(spec))
+
+
+def _faster(torch_spec: GraphSpec, onnx_spec: GraphSpec) -> str:
+    return choose(torch_spec, onnx_spec).runtime
+
+
+def _deployment(kind: type[Any], name: str, pool: Replicas, spec: ServeSpec) -> serve.Deployment:
+    scale: dict[str, Any] = {"num_replicas": pool.min_replicas}
+    if pool.max_replicas > pool.min_replicas:
+        scale = {
+            "autoscaling_config": {
+                "min_replicas": pool.min_replicas,
+                "max_replicas": pool.max_replicas,
+                "target_ongoing_requests": max(1, pool.ongoing // 4),
+            }
+        }
+    configured = serve.deployment(
+        name=name,
+        ray_actor_options={"num_cpus": pool.cpus, "num_gpus": pool.gpus},
+        max_ongoing_requests=pool.ongoing,
+        max_queued_requests=pool.queued,
+        backpressure_config={"status_code": 503, "retry_after_s": 1},
+        graceful_shutdown_timeout_s=spec.drain_s,
+        graceful_shutdown_wait_loop_s=0.1,
+        health_check_period_s=5,
+        **scale,
+    )
+    return configured(kind)
