@@ -104,7 +104,7 @@ class Preprocessing:
             dtype: floating type of the result.
 
         Returns:
-            (N, C, H, W) in channels-last memory order: (pixels / 255 - mean) / std, as one factor and one term a channel.
+            (N, C, H, W) in channels-last memory order: (pixels / 255 - mean) / std, in two operations a channel.
         """
         scale = [1 / (255 * std) for std in self.std]
         shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]

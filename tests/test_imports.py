@@ -22,7 +22,8 @@ RAY = ("pipeline/stream/dataset.py", "pipeline/jobs/", "serve/")
 ORDER = (
     ("pipeline.errors", "pipeline.preprocessing", "pipeline.model"),
     ("pipeline.attribution", "pipeline.heatmap"),
-    ("pipeline.graph", "pipeline.records", "pipeline.target"),
+    ("pipeline.target", "pipeline.runtime"),
+    ("pipeline.graph", "pipeline.records", "pipeline.choice"),
     ("pipeline.stream.dataset",),
     ("pipeline.jobs",),
     ("pipeline.cli",),

@@ -146,7 +146,8 @@ PLAIN: dict[Any, Callable[..., Any]] = {
 def pad(x: Tensor, sizes: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     """Padding by a constant, as a concatenation; a trace of torch's own operator fixes the size of the batch."""
     if mode != "constant" or min(sizes, default=0) < 0:
-        return aten.pad(x, list(sizes), mode, value)
+        plain: Tensor = aten.pad(x, list(sizes), mode, value)
+        return plain
     for number in range(0, len(sizes), 2):
         axis = x.ndim - 1 - number // 2
         before, after = (_filled(x, axis, width, value or 0.0) for width in sizes[number : number + 2])

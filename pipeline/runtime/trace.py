@@ -6,6 +6,7 @@ but their arithmetic. What is not needed for the outputs (gradients nobody reads
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,5 +47,5 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
 def _batch_of_any_size(mode: FakeTensorMode, number: int, value: Tensor) -> Tensor:
     """The input without its values; only the first axis is a symbol, which keeps the algebra short."""
     axes = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (value.ndim - 1)
-    context = StatelessSymbolicContext(dynamic_sizes=axes)
+    context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=axes)
     return mode.from_tensor(value, symbolic_context=context, source=ConstantSource(f"input{number}"))

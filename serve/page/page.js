@@ -101,7 +101,7 @@ function tellLink(view, model) {
 
 async function take(file) {
   cancel();
-  notice.clear();
+  if (state.model) notice.clear(); // else it counts down to the next look for models
   try {
     const picture = await open(file, state.bodyBytes);
     state.picture?.bitmap.close();

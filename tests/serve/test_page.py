@@ -308,6 +308,15 @@ def test_a_busy_service_is_asked_again_after_a_countdown(page: Page, photo: Path
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
+def test_an_image_waits_for_a_service_that_is_still_starting(browser: Browser, address: str, photo: Path) -> None:
+    with opened(browser, "about:blank", ready=False) as page:
+        page.route("**/v1/models", lambda route: route.fulfill(json={"models": []}), times=1)
+        page.goto(address)
+        expect(page.get_by_role("alert")).to_contain_text("No model is loaded")
+        page.set_input_files("#file", photo)
+        expect(page.locator("#sentence")).not_to_be_empty(timeout=8000)
+
+
 def test_offline_and_back(page: Page, photo: Path) -> None:
     explained(page, photo)
     page.context.set_offline(True)
