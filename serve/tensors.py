@@ -68,12 +68,33 @@ def split(body: bytes, header: str | None) -> tuple[bytes, bytes]:
     return body[: int(header)], body[int(header) :]
 
 
-def images(described: Described, raw: bytes, shape: tuple[int, int, int]) -> list[Source]:
+def behind(described: Described, raw: bytes) -> bytes | None:
+    """The bytes of the input that lies behind the JSON header; None where it is in JSON.
+
+    Args:
+        described: the input.
+        raw: all bytes behind the header.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        RefusedError: `binary_data_size` is not their number.
+    """
+    size = described.parameters.get("binary_data_size")
+    if size is None:
+        return None
+    if size != len(raw):
+        raise RefusedError("bad_request", f"binary_data_size is {size} and {len(raw)} bytes follow the JSON")
+    return raw
+
+
+def images(described: Described, blob: bytes | None, shape: tuple[int, int, int]) -> list[Source]:
     """The images of an input.
 
     Args:
         described: BYTES (N) or (N, 1) of encoded images, or UINT8 (N, H, W, C) of the model's size.
-        raw: the bytes behind the JSON header.
+        blob: its bytes; None where its values are in `data`.
         shape: (H, W, C) of the model.
 
     Returns:
@@ -83,25 +104,14 @@ def images(described: Described, raw: bytes, shape: tuple[int, int, int]) -> lis
         RefusedError: `bad_request`, with what was expected.
     """
     if described.datatype == "BYTES":
-        return [Encoded(item) for item in _encoded(described, raw)]
+        return [Encoded(item) for item in _encoded(described, blob)]
     if described.datatype == "UINT8":
-        return [Raw(pixels) for pixels in _pixels(described, raw, shape)]
+        return [Raw(pixels) for pixels in _pixels(described, blob, shape)]
     raise RefusedError("bad_request", f"input image is BYTES or UINT8, found {described.datatype[:20]!r}")
 
 
-def _blob(described: Described, raw: bytes) -> bytes | None:
-    """The bytes of a tensor that lies behind the header; None where it is in JSON."""
-    size = described.parameters.get("binary_data_size")
-    if size is None:
-        return None
-    if size != len(raw):
-        raise RefusedError("bad_request", f"binary_data_size is {size} and {len(raw)} bytes follow the JSON")
-    return raw
-
-
-def _encoded(described: Described, raw: bytes) -> list[bytes]:
+def _encoded(described: Described, blob: bytes | None) -> list[bytes]:
     count = _length(described)
-    blob = _blob(described, raw)
     items = _from_json(described.data) if blob is None else _from_blob(blob)
     if len(items) != count:
         raise RefusedError("bad_request", f"input image has shape {described.shape} and {len(items)} elements")
@@ -140,14 +150,13 @@ def _from_blob(blob: bytes) -> list[bytes]:
     return found
 
 
-def _pixels(described: Described, raw: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def _pixels(described: Described, blob: bytes | None, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     if len(described.shape) != 4 or tuple(described.shape[1:]) != shape:
         raise RefusedError(
             "bad_request",
             f"UINT8 images are resized and cropped already: expected shape [N, {', '.join(map(str, shape))}], found "
             f"{described.shape}; send encoded images as BYTES otherwise",
         )
-    blob = _blob(described, raw)
     values = _numbers(described.data) if blob is None else np.frombuffer(blob, np.uint8)
     if values.size != math.prod(described.shape):
         raise RefusedError("bad_request", f"input image has shape {described.shape} and {values.size} values")

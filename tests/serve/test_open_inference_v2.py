@@ -133,7 +133,7 @@ def infer(shape: list[int], datatype: str = "BYTES", **more: Any) -> dict[str, A
         (infer([1], parameters={"binary_data_size": 8}), struct.pack("<I", 2**31) + b"1234", 400, "within an element"),
         ({"inputs": []}, b"", 400, "inputs"),
         ({"inputs": [{"name": "x", "shape": [1], "datatype": "BYTES"}]}, b"", 400, "one input `image`"),
-        ({**infer([1], data=["aGk="]), "outputs": [{"name": "x"}]}, b"", 422, "no known image"),
+        ({**infer([1], data=["aGk="]), "outputs": [{"name": "x"}]}, b"", 422, "no output is named"),
         ({**infer([1], data=["aGk="]), "parameters": {"target": "top:2"}}, b"", 422, "one by one"),
         ({**infer([1], data=["aGk="]), "parameters": {"nothing": 2}}, b"", 422, "no parameter"),
     ],

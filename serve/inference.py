@@ -1,0 +1,175 @@
+"""The Open Inference protocol, version 2, without a transport: a request, and its answer as tensors."""
+
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.heatmap import scaled_for_half
+from serve.answers import facts
+from serve.models import Served
+from serve.problems import RefusedError
+from serve.service import Answer, Question, Service
+from serve.tensors import Described, InferRequest, images
+
+IMAGE = "image"
+OUTPUTS = ("scores", "prediction", "target", "heatmap")
+SCALE = "heatmap_scale"
+PARAMETERS = ("method", "target", "sample_id", "heatmap_dtype", "timeout", "binary_data_output")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """An answer.
+
+    Attributes:
+        service: that gave it.
+        asked: the request.
+        answers: one an image.
+        tensors: outputs that are wanted, by name and in that order; one row an image.
+        rendering: when the answers were there, by `time.perf_counter()`, s.
+    """
+
+    service: Service
+    asked: InferRequest
+    answers: list[Answer]
+    tensors: dict[str, NDArray[Any]]
+    rendering: float = field(default_factory=time.perf_counter)
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.answers[0].question.served.name
+
+    def parameters(self, request_id: str) -> dict[str, str | float | bool]:
+        """Closes the times, and says once what holds for all images; values are flat, as the protocol asks.
+
+        Args:
+            request_id: of the request.
+
+        Returns:
+            What was computed, and the times of the slowest image in ms.
+        """
+        for answer in self.answers:
+            answer.finish(self.rendering)
+        slowest = max(self.answers, key=lambda answer: answer.timing_ms["total"])
+        self.service.metrics.took(slowest.timing_ms)
+        times = {f"{stage}_ms": round(value, 3) for stage, value in slowest.timing_ms.items()}
+        cached = all(answer.cached for answer in self.answers)
+        return {**facts(slowest), "request_id": request_id, "cached": cached, **times}
+
+
+def server_metadata() -> dict[str, Any]:
+    """Name, version and extensions of the server."""
+    return {"name": "raylens", "version": version("raylens"), "extensions": ["binary_tensor_data"]}
+
+
+def model_metadata(served: Served) -> dict[str, Any]:
+    """Inputs and outputs of a model; `image` may also be UINT8 of the model's own size."""
+    tensors = [("scores", "FP32", [-1, served.model.classes]), ("prediction", "INT64", [-1])]
+    tensors += [("target", "INT64", [-1]), ("heatmap", "FP32", [-1, -1, -1])]
+    return {
+        "name": served.name,
+        "versions": ["1"],
+        "platform": f"raylens_{served.offer(None).graph.runtime}",
+        "inputs": [{"name": IMAGE, "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [{"name": name, "datatype": kind, "shape": shape} for name, kind, shape in tensors],
+    }
+
+
+def image_of(asked: InferRequest) -> Described:
+    """The one input of a request.
+
+    Args:
+        asked: the request.
+
+    Returns:
+        Its input `image`.
+
+    Raises:
+        RefusedError: `bad_request`; there are others, or it is empty.
+    """
+    names = [found.name for found in asked.inputs]
+    if names != [IMAGE]:
+        raise RefusedError("bad_request", f"expected one input `{IMAGE}`, found {', '.join(names)[:100]}")
+    if asked.inputs[0].shape[:1] == [0]:
+        raise RefusedError("bad_request", f"input {IMAGE} is empty")
+    return asked.inputs[0]
+
+
+async def infer(service: Service, model: str, asked: InferRequest, blob: bytes | None) -> Inference:
+    """Answers a request.
+
+    Args:
+        service: is asked.
+        model: name.
+        asked: the request.
+        blob: bytes of the input; None where its values are in the request.
+
+    Returns:
+        Scores (softmax), predictions, targets and heatmaps.
+
+    Raises:
+        RefusedError: the request is wrong, or cannot be answered now.
+    """
+    question = _question(service, model, asked)
+    half = asked.parameters.get("heatmap_dtype") == "FP16"
+    wanted = _wanted(asked, half=half)
+    described = image_of(asked)
+    service.check_count(described.shape[0] if described.shape else 1)
+    sources = images(described, blob, question.served.model.preprocessing.shape)
+    answers = [found[0] for found in await service.ask(question, sources)]
+    values = _values(answers, half=half)
+    return Inference(service, asked, answers, {name: values[name] for name in wanted})
+
+
+def _question(service: Service, model: str, asked: InferRequest) -> Question:
+    given = asked.parameters
+    if unknown := sorted(given.keys() - set(PARAMETERS)):
+        raise RefusedError(
+            "unknown_option", f"no parameter is named {unknown[0][:50]!r}; there are {', '.join(PARAMETERS)}"
+        )
+    if given.get("heatmap_dtype", "FP32") not in ("FP32", "FP16"):
+        raise RefusedError("unknown_option", "heatmap_dtype is FP32 or FP16")
+    method, target, sample_id = (given.get(name) for name in ("method", "target", "sample_id"))
+    if str(target).startswith("top:"):
+        raise RefusedError("unknown_class", "a tensor has one map an image: ask for the classes of top:K one by one")
+    timeout_us = given.get("timeout")
+    is_time = isinstance(timeout_us, int) and timeout_us > 0
+    return service.question(
+        model,
+        None if method is None else str(method),
+        "predicted" if target is None else str(target)[:200],
+        sample_id=None if sample_id is None else str(sample_id),
+        timeout_s=float(timeout_us) / 1e6 if is_time else None,  # type: ignore[arg-type]
+    )
+
+
+def _wanted(asked: InferRequest, *, half: bool) -> list[str]:
+    """Names of the outputs, in the request's order; halved maps come with their scale."""
+    there = (*OUTPUTS, SCALE) if half else OUTPUTS
+    names = list(dict.fromkeys(output.name for output in asked.outputs)) or list(there)
+    if unknown := sorted(set(names) - set(there)):
+        raise RefusedError("unknown_option", f"no output is named {unknown[0][:50]!r}; there are {', '.join(there)}")
+    return [*names, SCALE] if half and SCALE not in names else names
+
+
+def _values(answers: list[Answer], *, half: bool) -> dict[str, NDArray[Any]]:
+    """Outputs by name, one row an image."""
+    explained = [answer.explained for answer in answers]
+    scores = np.stack([found.probabilities for found in explained])
+    maps = np.stack([found.heatmap for found in explained])
+    values: dict[str, NDArray[Any]] = {
+        "scores": scores,
+        "prediction": scores.argmax(axis=1).astype(np.int64),
+        "target": np.array([found.target for found in explained], np.int64),
+        "heatmap": maps,
+    }
+    if half:
+        scaled, scale = scaled_for_half(torch.from_numpy(maps))
+        values |= {"heatmap": scaled.numpy().astype(np.float16), SCALE: scale.numpy()}
+    return values
