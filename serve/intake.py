@@ -9,7 +9,7 @@ from typing import Any
 
 from serve.forms import problem_response, request_id
 from serve.problems import RefusedError
-from serve.security import DOCS_POLICY, HEADERS, Keys, is_open
+from serve.security import DOCS_POLICY, HEADERS, is_open
 from serve.service import Service
 
 Message = MutableMapping[str, Any]
@@ -60,9 +60,6 @@ class Intake:
         self.app = app
         self.service = service
         self.limits = service.spec.limits
-        self._keys = Keys(service.spec.api_keys)
-        self._buffered = 0
-        self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
@@ -105,15 +102,9 @@ class Intake:
         if headers.get("content-encoding", "identity") != "identity":
             raise RefusedError("bad_request", "Content-Encoding: bodies are taken as they are, without compression")
         if not is_probe and scope["method"] != "OPTIONS":
-            scope["state"]["key"] = self._keys.check(headers)
-        if self._inside >= self.limits.requests and not is_probe:
-            raise RefusedError("overloaded", f"{self._inside} requests are in progress; try later")
-        self._inside += 1
-        try:
-            with self.service.metrics.progress():
-                await self._with_body(scope, headers, receive, answering)
-        finally:
-            self._inside -= 1
+            scope["state"]["key"] = self.service.admission.identified(headers)
+        with self.service.admission.entered(is_probe=is_probe):
+            await self._with_body(scope, headers, receive, answering)
 
     async def _with_body(self, scope: Scope, headers: dict[str, str], receive: Receive, answering: Answering) -> None:
         held: list[bytes] = []
@@ -128,7 +119,7 @@ class Intake:
             if is_complete:
                 await self._watched(scope, b"".join(held), receive, answering)
         finally:
-            self._buffered -= sum(map(len, held))
+            self.service.admission.release(sum(map(len, held)))
 
     async def _read(self, headers: dict[str, str], receive: Receive, held: list[bytes]) -> bool:
         """Reads the body and stops at the limit, whether its length was announced or not; False if the client left."""
@@ -143,10 +134,8 @@ class Intake:
                 return False
             part = message.get("body", b"")
             held.append(part)
-            self._buffered += len(part)
+            self.service.admission.hold(len(part))
             size = max(size, sum(map(len, held)))
-            if self._buffered > self.limits.buffered_bytes:
-                raise RefusedError("overloaded", "too many bodies at once; try later")
             if not message.get("more_body"):
                 return size <= most or self._refuse(most)
 

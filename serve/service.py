@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from schemas.online import ServeSpec
+from serve.admission import Admission
 from serve.backends import Here
 from serve.cache import Cache, Kept, Key
 from serve.engine import Explained, Task
@@ -96,6 +97,7 @@ class Service:
     def __init__(self, spec: ServeSpec, call: Call | None = None) -> None:
         self.spec = spec
         self.metrics = Metrics()
+        self.admission = Admission(spec, self.metrics)
         self.cache = Cache(spec.cache)
         self.models: dict[str, Served] = {}
         self.pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "raylens-decode")
