@@ -43,7 +43,7 @@ MODEL_FLAGS = (
     "size", "resize", "resize_mode", "interpolation", "mean", "std",
 )  # fmt: skip
 PANELS = {
-    "Input": ("config", "input", "format", "image_field", "label_field", "id_field", "limit", "storage"),
+    "Input": ("config", "input", "format", "image_field", "label_field", "id_field", "attributes", "limit", "storage"),
     "Model": MODEL_FLAGS,
     "Explanation": (
         "method", "method_args", "target", "heatmap_dtype", "embedding", "seed", "runtime", "device", "precision",

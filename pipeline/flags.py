@@ -13,6 +13,9 @@ from pydantic.fields import FieldInfo
 from pipeline.errors import SpecError
 
 Values = dict[str, Any]
+ONE_EACH = {"model_args": "--model-arg", "method_args": "--method-arg", "attributes": "--attribute"}
+"""Flags that are given once for each of their values."""
+LISTS = ("input", "attributes")
 Spec = TypeVar("Spec", bound=BaseModel)
 
 
@@ -57,11 +60,11 @@ def _option(name: str, spec: type[BaseModel], panel: str) -> Any:
             Path | None, typer.Option(help="YAML file with these fields; flags win.", rich_help_panel=panel)
         ]
     info = spec.model_fields[name]
-    flag = {"model_args": "--model-arg", "method_args": "--method-arg"}.get(name, f"--{name.replace('_', '-')}")
+    flag = ONE_EACH.get(name, f"--{name.replace('_', '-')}")
     if info.annotation is bool:
         flags = [flag] if info.default is False else [f"{flag}/--no-{flag[2:]}"]
         return Annotated[bool | None, typer.Option(*flags, help=_help(info), rich_help_panel=panel, show_default=False)]
-    kind: Any = list[str] if _is_mapping(info) or name == "input" else str
+    kind: Any = list[str] if _is_mapping(info) or name in LISTS else str
     return Annotated[
         kind | None,
         typer.Option(flag, help=_help(info), metavar=_metavar(info, name), rich_help_panel=panel, show_default=False),
@@ -69,7 +72,7 @@ def _option(name: str, spec: type[BaseModel], panel: str) -> Any:
 
 
 def _help(info: FieldInfo) -> str:
-    shown = info.default not in (None, False, True) and not info.is_required() and info.default_factory is None
+    shown = info.default not in (None, False, True, ()) and not info.is_required() and info.default_factory is None
     return f"{info.description} [default: {info.default}]" if shown else str(info.description)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,8 @@ class Rows:
 
 def schema(graph: ExplanationGraph) -> pa.Schema:
     """Schema of the rows a graph returns."""
-    return fragment_schema(graph.method.shape, graph.spec.heatmap_dtype, graph.embedding_width)
+    spec = graph.spec
+    return fragment_schema(graph.method.shape, spec.heatmap_dtype, graph.embedding_width, spec.attributes)
 
 
 def split(batch: pa.Table, model: LoadedModel, *, needs_label: bool) -> tuple[pa.Table, Rows]:
@@ -129,7 +131,7 @@ def explained(rows: Rows, columns: Columns, graph: ExplanationGraph) -> pa.Table
     k = columns["targets"].shape[1]
     index = np.repeat(np.flatnonzero(finite), k)
     rank = np.tile(np.arange(k), int(finite.sum()))
-    values = {**_carried(rows, index), **_prediction(rows, columns, graph, index)}
+    values = {**_carried(rows, index, graph.spec.attributes), **_prediction(rows, columns, graph, index)}
     values |= _explanation(columns, graph, index, rank) | _heatmap(columns, graph, index, rank)
     table = pa.table(values).select([name for name in graph.schema.names if name in values])
     message = f"method {graph.spec.method} or the network gave a value that is not a finite number"
@@ -170,8 +172,8 @@ def _lists(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, mask=pa.array(missing))
 
 
-def _carried(rows: Rows, index: NDArray[np.int64]) -> dict[str, pa.ChunkedArray]:
-    return {name: rows.table.column(name).take(pa.array(index)) for name in CARRIED}
+def _carried(rows: Rows, index: NDArray[np.int64], attributes: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+    return {name: rows.table.column(name).take(pa.array(index)) for name in (*CARRIED, *attributes)}
 
 
 def _prediction(rows: Rows, columns: Columns, graph: ExplanationGraph, index: NDArray[np.int64]) -> dict[str, pa.Array]:

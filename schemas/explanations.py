@@ -5,6 +5,8 @@ that could not be explained, with the reason. A *fragment*, the unit that a work
 apart by `code`: null means explained.
 """
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
@@ -83,30 +85,50 @@ def heatmap_field(shape: tuple[int, int], dtype: str) -> pa.Field:
     return pa.field("heatmap", pa.fixed_shape_tensor(value, shape))
 
 
-def explanations_schema(shape: tuple[int, int], dtype: str, embedding: int | None = None) -> pa.Schema:
+def attribute_fields(names: Sequence[str]) -> list[pa.Field]:
+    """Columns of the input that are carried along, as text.
+
+    Args:
+        names: as in the input.
+
+    Returns:
+        A nullable field a name.
+    """
+    return [pa.field(name, pa.string(), metadata={"unit": "as in the input"}) for name in names]
+
+
+def explanations_schema(
+    shape: tuple[int, int], dtype: str, embedding: int | None = None, attributes: Sequence[str] = ()
+) -> pa.Schema:
     """Schema of `explanations/*.parquet`.
 
     Args:
         shape: rows and columns of one heatmap.
         dtype: `float16` or `float32`, of the heatmap.
         embedding: width of the embedding column; None leaves it out.
+        attributes: names of the columns that are carried along.
 
     Returns:
         The schema without file metadata.
     """
     extra = [] if embedding is None else [pa.field("embedding", pa.list_(pa.float32(), embedding))]
-    return pa.schema([*IDENTITY, *PIXELS, *PREDICTION, *EXPLANATION, heatmap_field(shape, dtype), *STATISTICS, *extra])
+    heatmap = heatmap_field(shape, dtype)
+    carried = attribute_fields(attributes)
+    return pa.schema([*IDENTITY, *PIXELS, *PREDICTION, *EXPLANATION, heatmap, *STATISTICS, *extra, *carried])
 
 
-def fragment_schema(shape: tuple[int, int], dtype: str, embedding: int | None = None) -> pa.Schema:
+def fragment_schema(
+    shape: tuple[int, int], dtype: str, embedding: int | None = None, attributes: Sequence[str] = ()
+) -> pa.Schema:
     """Schema of a fragment: an explanation or a reject a row, every value but the identity nullable.
 
     Args:
         shape: rows and columns of one heatmap.
         dtype: `float16` or `float32`, of the heatmap.
         embedding: width of the embedding column; None leaves it out.
+        attributes: names of the columns that are carried along.
 
     Returns:
         The explanations schema followed by stage, code and message.
     """
-    return pa.schema([*explanations_schema(shape, dtype, embedding), *REASON])
+    return pa.schema([*explanations_schema(shape, dtype, embedding, attributes), *REASON])

@@ -65,4 +65,5 @@ class GraphSpec(Frozen):
     batch_size: PositiveInt = 16
     heatmap_dtype: HeatmapDtype = "float16"
     embedding: bool = False
+    attributes: tuple[str, ...] = ()
     seed: int = 0

@@ -82,6 +82,9 @@ class JobSpec(Frozen):
         None, description="Column, .json field or folder level (`folder`) that holds the label."
     )
     id_field: str | None = Field(None, description="Parquet or manifest column that identifies a sample.")
+    attributes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        (), description="Columns or .json fields to carry along as text, to slice by; `folder` is the image's folder."
+    )
     # model
     model: str = Field(
         description="timm:NAME, torchvision:NAME, hf:FOLDER, onnx:FILE, module:package.mod:factory or FILE.pt2."
@@ -165,6 +168,19 @@ class JobSpec(Frozen):
     def _absolute_weights(cls, weights: str | None) -> str | None:
         return weights if weights in (None, "pretrained", "random") else _absolute(weights)
 
+    @field_validator("attributes")
+    @classmethod
+    def _free_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names:
+            from schemas.explanations import explanations_schema  # pyarrow takes its time
+
+            taken = {*explanations_schema((1, 1), "float16", 1).names, "pixels", "stage", "code", "message"}
+            if wrong := sorted(taken & set(names)):
+                raise ValueError(f"{', '.join(wrong)}: a column of the output has this name; rename it in the input")
+            if len(set(names)) < len(names):
+                raise ValueError(f"{', '.join(names)}: a name stands twice")
+        return names
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
@@ -212,6 +228,7 @@ class JobSpec(Frozen):
             batch_size=self.batch_size or (16 if device == "cpu" else 128),
             heatmap_dtype=self.heatmap_dtype,
             embedding=self.embedding,
+            attributes=self.attributes,
             seed=self.seed,
         )
 

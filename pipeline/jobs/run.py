@@ -107,7 +107,7 @@ def _planned(spec: JobSpec, ledger: Ledger, shown: Display) -> list[Shard]:
         )
     found = sources.find(spec.input, spec.storage, forced=spec.format, image=spec.image_field)
     ledger.write_json({"identity": spec.identity(), "digest": spec.digest()}, STATE, "job.json")
-    fields = sources.Fields(spec.image_field, spec.label_field, spec.id_field)
+    fields = sources.Fields(spec.image_field, spec.label_field, spec.id_field, spec.attributes)
     state = f"{spec.output.rstrip('/')}/{STATE}"
     plan = ledger.freeze(sources.plan(found, spec.storage, fields, state=state))
     if not plan:

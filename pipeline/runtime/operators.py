@@ -78,7 +78,7 @@ def avg_pool2d_backward(
         grad = grad / divisor
     spread = F.conv_transpose2d(grad.flatten(0, 1).unsqueeze(1), ones, stride=list(stride))
     top, left = padding
-    spread = F.pad(spread, (0, max(0, left + size[1] - spread.shape[3]), 0, max(0, top + size[0] - spread.shape[2])))
+    spread = pad(spread, (0, max(0, left + size[1] - spread.shape[3]), 0, max(0, top + size[0] - spread.shape[2])))
     return spread[:, :, top : top + size[0], left : left + size[1]].reshape(x.shape)
 
 
@@ -172,6 +172,8 @@ class PlainFunctions(TorchFunctionMode):
         """Called by torch in place of every function."""
         if func is F.adaptive_avg_pool2d and args[1] in (1, (1, 1), [1, 1]):
             return args[0].mean((-2, -1), keepdim=True)
+        if func is F.interpolate and (asked := kwargs or {}).get("mode") == "bilinear" and asked.get("size"):
+            return aten.upsample_bilinear2d.default(args[0], list(asked["size"]), bool(asked.get("align_corners")))
         if func is F.pad:
             return pad(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

@@ -1,7 +1,7 @@
 """Encoded images to uint8 pixels of the model's size: libjpeg-turbo for plain JPEGs, Pillow for all else."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,13 +47,16 @@ class Decoder:
         preprocessing: of the model.
         max_pixels: larger images are refused before they are decoded.
         scaled: let libjpeg decode large JPEGs at a reduced scale.
+        attributes: names of the columns that are carried along.
     """
 
-    def __init__(self, preprocessing: Preprocessing, *, max_pixels: int, scaled: bool = True) -> None:
+    def __init__(
+        self, preprocessing: Preprocessing, *, max_pixels: int, scaled: bool = True, attributes: Sequence[str] = ()
+    ) -> None:
         self.preprocessing = preprocessing
         self.max_pixels = max_pixels
         self.scaled = scaled
-        self.schema = decoded_schema(preprocessing.shape)
+        self.schema = decoded_schema(preprocessing.shape, attributes)
 
     def table(self, samples: Iterable[Sample], shard: str) -> pa.Table:
         """Decodes samples into one table; a sample that cannot be decoded becomes a row with the reason.
@@ -213,6 +216,7 @@ def _table(
         "code": [error and error.code for error in errors],
         "message": [error and str(error) for error in errors],
     }
+    columns |= {name: [s.attributes.get(name) for s in samples] for name in schema.names[len(columns) :]}
     arrays = [
         column if isinstance(column, pa.Array) else pa.array(column, schema.field(name).type)
         for name, column in columns.items()

@@ -1,5 +1,6 @@
 """A shard: what is listed, read by one task and resumed. And a sample: one image's bytes, or why there are none."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +49,7 @@ class Sample(NamedTuple):
         data: encoded image; empty with an error.
         label: as text, or None.
         error: why there is no image, or None.
+        attributes: text by name, where the job carries columns along.
     """
 
     row: int
@@ -56,3 +58,4 @@ class Sample(NamedTuple):
     data: bytes
     label: str | None = None
     error: RowError | None = None
+    attributes: Mapping[str, str] = {}

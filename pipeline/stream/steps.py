@@ -88,7 +88,10 @@ class Steps:
         Yields:
             Tables of `decoded_schema`.
         """
-        decoder = Decoder(self.preprocessing, max_pixels=self.max_pixels, scaled=self.scaled_decoding)
+        attributes = self.graph.attributes
+        decoder = Decoder(
+            self.preprocessing, max_pixels=self.max_pixels, scaled=self.scaled_decoding, attributes=attributes
+        )
         pending: list[Sample] = []
         last = work.shard.first
         stop = work.gaps[-1].last

@@ -228,6 +228,6 @@ def test_more_keys_than_one_page(s3: Any, monkeypatch: pytest.MonkeyPatch) -> No
     for i in range(1100):
         (root / f"{i:04d}.jpg").write_bytes(b"%d" % i)
     s3.refresh()
-    found = list(folder.entries("s3://pages/tree", s3.storage_options(), label_field=None))
+    found = list(folder.entries("s3://pages/tree", s3.storage_options(), label_field=None, attributes=()))
     assert [entry.sample_id for entry in found] == [f"{i:04d}.jpg" for i in range(1100)]
     assert calls == ["list_objects_v2"] * 2

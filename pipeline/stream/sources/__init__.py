@@ -32,11 +32,13 @@ class Fields:
         image: column of the bytes or addresses.
         label: column, .json field or folder level of the labels.
         id: column of the ids.
+        attributes: columns or .json fields that are carried along.
     """
 
     image: str | None = None
     label: str | None = None
     id: str | None = None
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -210,10 +212,18 @@ def plan(found: list[Found], storage: dict[str, Any], fields: Fields, *, state: 
 def _shards(items: list[Found], storage: dict[str, Any], fields: Fields, state: str, index: int) -> Iterator[Shard]:
     item = items[0]
     if item.format == "webdataset":
-        yield Shard(index, item.name, item.address, "webdataset", size=item.size, options={"label_field": fields.label})
+        options = {"label_field": fields.label, "attributes": list(fields.attributes)}
+        yield Shard(index, item.name, item.address, "webdataset", size=item.size, options=options)
     elif item.format == "parquet":
         filesystem, path = open_filesystem(item.address, storage)
-        parts = parquet.plan(filesystem, path, image_field=fields.image, label_field=fields.label, id_field=fields.id)
+        parts = parquet.plan(
+            filesystem,
+            path,
+            image_field=fields.image,
+            label_field=fields.label,
+            id_field=fields.id,
+            attributes=fields.attributes,
+        )
         for offset, part in enumerate(parts):
             name = item.name if len(parts) == 1 else f"{item.name}[{part['first']}:{part['first'] + part['rows']}]"
             yield Shard(index + offset, name, item.address, "parquet", **part)
@@ -223,15 +233,21 @@ def _shards(items: list[Found], storage: dict[str, Any], fields: Fields, state: 
 
 def _slices(items: list[Found], storage: dict[str, Any], fields: Fields, state: str, index: int) -> Iterator[Shard]:
     item, name = items[0], items[0].name
+    of_folder: folder.Named = {"label_field": fields.label, "attributes": fields.attributes}
     if item.format == "manifest":
         entries = manifest.entries(
-            item.address, storage, image_field=fields.image, label_field=fields.label, id_field=fields.id
+            item.address,
+            storage,
+            image_field=fields.image,
+            label_field=fields.label,
+            id_field=fields.id,
+            attributes=fields.attributes,
         )
     elif item.listing is not None:
         name = item.listing.rsplit("/", 1)[-1]
-        entries = folder.named([(item.name, item.address) for item in items], label_field=fields.label)
+        entries = folder.named([(item.name, item.address) for item in items], **of_folder)
     else:
-        entries = folder.entries(item.address, storage, label_field=fields.label)
+        entries = folder.entries(item.address, storage, **of_folder)
     filesystem, path = open_filesystem(f"{state}/listing", storage)
     for shard in listing.write_slices(entries, name, index, filesystem, path):
         address = with_protocol(filesystem, shard.address) if not is_local(filesystem) else shard.address

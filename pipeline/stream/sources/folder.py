@@ -1,8 +1,8 @@
 """A folder tree of images, or single image files."""
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn, TypedDict, Unpack
 
 from fsspec import AbstractFileSystem
 
@@ -12,13 +12,25 @@ from pipeline.stream.sources.webdataset import IMAGE_FIELDS
 from pipeline.stream.storage import is_local, open_filesystem, with_protocol
 
 
-def entries(root: str, storage: dict[str, Any], *, label_field: str | None) -> Iterator[Entry]:
+class Named(TypedDict):
+    """What the job takes from the names of folders.
+
+    Attributes:
+        label_field: `folder` takes the name of an image's folder as its label.
+        attributes: `folder` or none.
+    """
+
+    label_field: str | None
+    attributes: Sequence[str]
+
+
+def entries(root: str, storage: dict[str, Any], **given: Unpack[Named]) -> Iterator[Entry]:
     """Lists the images below a folder, in a stable order, without holding the listing.
 
     Args:
         root: folder.
         storage: fsspec options.
-        label_field: `folder` takes the name of an image's folder as its label.
+        given: see `Named`.
 
     Yields:
         One entry a file with an image's extension; the sample id is the path below the root.
@@ -27,23 +39,29 @@ def entries(root: str, storage: dict[str, Any], *, label_field: str | None) -> I
     for file in files(filesystem, path.rstrip("/")):
         relative = file[len(path.rstrip("/")) + 1 :]
         if not any(part.startswith(".") for part in relative.split("/")):
-            yield from named([(relative, with_protocol(filesystem, file))], label_field=label_field)
+            yield from named([(relative, with_protocol(filesystem, file))], **given)
 
 
-def named(files: Iterable[tuple[str, str]], *, label_field: str | None) -> Iterator[Entry]:
+def named(files: Iterable[tuple[str, str]], **given: Unpack[Named]) -> Iterator[Entry]:
     """The images among some files.
 
     Args:
         files: sample id and address of each.
-        label_field: see `entries`.
+        given: see `Named`.
 
     Yields:
         One entry a file with an image's extension.
+
+    Raises:
+        InputError: an attribute is not `folder`.
     """
+    if unknown := sorted(set(given["attributes"]) - {"folder"}):
+        raise InputError(f"images in folders have no attribute {unknown[0]!r}; there is `folder`, or give a manifest")
     for sample_id, address in files:
         if is_image(address):
             parent = address.rsplit("/", 2)[-2]
-            yield Entry(sample_id, address, parent if label_field == "folder" else None)
+            label = parent if given["label_field"] == "folder" else None
+            yield Entry(sample_id, address, label, dict.fromkeys(given["attributes"], parent))
 
 
 def is_image(path: str) -> bool:

@@ -1,7 +1,7 @@
 """Slices of a listing: addresses of single images, from a folder tree or a manifest, kept as small Parquet files."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -16,7 +16,14 @@ from pipeline.stream.storage import open_filesystem, write_atomic
 
 SLICE_ROWS = 4096
 FETCHED_AT_ONCE = 32
-SCHEMA = pa.schema([("sample_id", pa.string()), ("uri", pa.string()), ("label", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("uri", pa.string()),
+        ("label", pa.string()),
+        ("attributes", pa.map_(pa.string(), pa.string())),
+    ]
+)
 
 
 class Entry(NamedTuple):
@@ -26,11 +33,13 @@ class Entry(NamedTuple):
         sample_id: from the data.
         uri: full address.
         label: as text, or None.
+        attributes: text by name.
     """
 
     sample_id: str
     uri: str
     label: str | None = None
+    attributes: Mapping[str, str] = {}
 
 
 def write_slices(
@@ -52,6 +61,7 @@ def write_slices(
     index, first = first_index, 0
     while part := list(islice(stream, SLICE_ROWS)):
         columns = [pa.array([entry[i] for entry in part], pa.string()) for i in range(3)]
+        columns.append(pa.array([list(entry.attributes.items()) for entry in part], SCHEMA.field("attributes").type))
         buffer = io.BytesIO()
         pq.write_table(pa.table(columns, schema=SCHEMA), buffer, compression="zstd")
         path = f"{folder}/{index:06d}.parquet"
@@ -77,9 +87,8 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
         entries = [Entry(**values) for values in table.slice(start, FETCHED_AT_ONCE).to_pylist()]
         for entry, data in zip(entries, _fetch([entry.uri for entry in entries], storage), strict=True):
             error = data if isinstance(data, RowError) else None
-            yield Sample(
-                row, entry.sample_id, entry.uri, b"" if isinstance(data, RowError) else data, entry.label, error
-            )
+            image = b"" if isinstance(data, RowError) else data
+            yield Sample(row, entry.sample_id, entry.uri, image, entry.label, error, dict(entry.attributes))
             row += 1
 
 

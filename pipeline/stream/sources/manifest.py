@@ -1,6 +1,6 @@
 """A CSV or Parquet manifest: one address a row, with an optional label and id."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from pipeline.errors import InputError
+from pipeline.stream.sources.attributes import texts
 from pipeline.stream.sources.listing import Entry
 from pipeline.stream.storage import open_filesystem, with_protocol
 
@@ -17,7 +18,13 @@ ID_FIELDS = ("sample_id", "id", "key")
 
 
 def entries(
-    address: str, storage: dict[str, Any], *, image_field: str | None, label_field: str | None, id_field: str | None
+    address: str,
+    storage: dict[str, Any],
+    *,
+    image_field: str | None,
+    label_field: str | None,
+    id_field: str | None,
+    attributes: Sequence[str] = (),
 ) -> Iterator[Entry]:
     """Streams a manifest.
 
@@ -27,6 +34,7 @@ def entries(
         image_field: column of the addresses; by default the first of `ADDRESS_FIELDS`.
         label_field: column of the labels; by default the first of `LABEL_FIELDS` that exists.
         id_field: column of the ids; by default the first of `ID_FIELDS` that exists, else the address.
+        attributes: columns that are carried along.
 
     Yields:
         One entry a row.
@@ -42,8 +50,9 @@ def entries(
         image = image or _column(names, image_field, ADDRESS_FIELDS, address, needed=True)
         label = _column(names, label_field, LABEL_FIELDS, address)
         sample = _column(names, id_field, ID_FIELDS, address)
-        for row in batch.select(list({name for name in (image, label, sample) if name})).to_pylist():
-            yield _entry(row, image, label, sample, base)
+        carried = [_column(names, name, (), address, needed=True) or name for name in attributes]
+        for row in batch.select(list({name for name in (image, label, sample, *carried) if name})).to_pylist():
+            yield _entry(row, image, label, sample, base)._replace(attributes=texts(row, carried))
 
 
 def _entry(row: dict[str, Any], image: str | None, label: str | None, sample: str | None, base: str) -> Entry:

@@ -1,6 +1,6 @@
 """Parquet files with image bytes in a binary column, or in Hugging Face's {bytes, path} struct."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.errors import InputError, RowError
 from pipeline.stream.shards import Sample, Shard
+from pipeline.stream.sources.attributes import texts
 from pipeline.stream.sources.manifest import ID_FIELDS, LABEL_FIELDS
 from pipeline.stream.storage import from_storage, open_filesystem
 
@@ -41,7 +42,13 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def plan(
-    filesystem: AbstractFileSystem, path: str, *, image_field: str | None, label_field: str | None, id_field: str | None
+    filesystem: AbstractFileSystem,
+    path: str,
+    *,
+    image_field: str | None,
+    label_field: str | None,
+    id_field: str | None,
+    attributes: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Splits a file into runs of row groups of about `SHARD_ROWS` rows, from its footer.
 
@@ -51,6 +58,7 @@ def plan(
         image_field: column with the bytes.
         label_field: column with the label.
         id_field: column with the id.
+        attributes: columns that are carried along.
 
     Returns:
         Keyword arguments of the shards; a file whose footer cannot be read is one shard, which its reader rejects.
@@ -66,7 +74,7 @@ def plan(
         if isinstance(error, OSError) and from_storage(error):
             raise
         return [{"options": {"image": None}}]
-    options = _options(schema, path, image_field, label_field, id_field)
+    options = _options(schema, path, image_field, label_field, id_field, attributes)
     shards: list[dict[str, Any]] = []
     first = 0
     for group in range(metadata.num_row_groups):
@@ -81,7 +89,12 @@ def plan(
 
 
 def _options(
-    schema: pa.Schema, path: str, image_field: str | None, label_field: str | None, id_field: str | None
+    schema: pa.Schema,
+    path: str,
+    image_field: str | None,
+    label_field: str | None,
+    id_field: str | None,
+    attributes: Sequence[str],
 ) -> dict[str, Any]:
     image = image_column(schema, image_field)
     if image is None:
@@ -89,12 +102,12 @@ def _options(
             f"{path} has no column of image bytes: it has {', '.join(f'{f.name} ({f.type})' for f in schema)}; "
             "name it with --image-field, or use --format manifest for a column of addresses"
         )
-    for name in (label_field, id_field):
+    for name in (label_field, id_field, *attributes):
         if name is not None and name not in schema.names:
             raise InputError(f"{path} has no column {name!r}; it has: {', '.join(schema.names)}")
     label = label_field or next((n for n in schema.names if n.lower() in LABEL_FIELDS), None)
     sample = id_field or next((n for n in schema.names if n.lower() in ID_FIELDS), None)
-    return {"image": image, "label": label, "id": sample}
+    return {"image": image, "label": label, "id": sample, "attributes": list(attributes)}
 
 
 def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
@@ -115,7 +128,8 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
             footer = pq.ParquetFile(file)
             if options["image"] is None:
                 raise pa.ArrowInvalid("the footer was not readable when the job was planned; it is now: --overwrite")
-            columns = [name for name in (options["image"], options.get("label"), options.get("id")) if name]
+            named = (options["image"], options.get("label"), options.get("id"), *options.get("attributes", ()))
+            columns = list(dict.fromkeys(name for name in named if name))
             for batch in footer.iter_batches(READ_ROWS, row_groups=options.get("groups"), columns=columns):
                 for values in batch.to_pylist():
                     yield _sample(shard, row, values)
@@ -142,4 +156,4 @@ def _sample(shard: Shard, row: int, values: dict[str, Any]) -> Sample:
     uri = f"{shard.address}#{inner.get('path') or row}"
     if inner["bytes"] is None:
         return Sample(row, sample_id, uri, b"", text, RowError("no_image", "the image column is null", stage="read"))
-    return Sample(row, sample_id, uri, inner["bytes"], text)
+    return Sample(row, sample_id, uri, inner["bytes"], text, None, texts(values, shard.options.get("attributes", ())))

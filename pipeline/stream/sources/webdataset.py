@@ -12,6 +12,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.errors import RowError
 from pipeline.stream.shards import Sample, Shard
+from pipeline.stream.sources.attributes import texts
 from pipeline.stream.storage import from_storage, open_filesystem
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "jp2", "avif", "image", "img")
@@ -29,7 +30,7 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
     A tar that is cut off or damaged gives the samples before the damage, then one error row for what is missing.
 
     Args:
-        shard: of kind webdataset; option `label_field` names a field of the .json member.
+        shard: of kind webdataset; options `label_field` and `attributes` name fields of the .json member.
         storage: fsspec options.
 
     Yields:
@@ -129,7 +130,8 @@ def _sample(shard: Shard, row: int, key: str, fields: dict[str, bytes | RowError
         )
     if isinstance(image, RowError):
         return Sample(row, sample_id, uri, b"", None, image)
-    return Sample(row, sample_id, uri, image, _label(fields, shard.options.get("label_field")))
+    attributes = texts(_json(fields.get("json")), shard.options.get("attributes", ()))
+    return Sample(row, sample_id, uri, image, _label(fields, shard.options.get("label_field")), None, attributes)
 
 
 def _label(fields: dict[str, bytes | RowError], field: str | None) -> str | None:
@@ -142,14 +144,20 @@ def _label(fields: dict[str, bytes | RowError], field: str | None) -> str | None
 
 
 def _json_label(content: bytes | RowError | None, names: tuple[str, ...]) -> str | None:
+    values = _json(content)
+    found = [values[name] for name in names if values.get(name) is not None]
+    return str(found[0]) if found else None
+
+
+def _json(content: bytes | RowError | None) -> dict[str, Any]:
+    """The fields of a .json member; none where it is missing or no object."""
     if not isinstance(content, bytes):
-        return None
+        return {}
     try:
         values = json.loads(content)
     except ValueError:
-        return None
-    found = [values[name] for name in names if isinstance(values, dict) and values.get(name) is not None]
-    return str(found[0]) if found else None
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def bytes_per_sample(shard: Shard, storage: dict[str, Any]) -> float | None:

@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(InputError, match=r"cats cannot be listed .Permission denied"):
-        list(folder.entries(str(root), {}, label_field=None))
+        list(folder.entries(str(root), {}, label_field=None, attributes=()))
 
 
 def test_a_file_system_that_is_neither_local_nor_s3() -> None:
@@ -121,7 +121,7 @@ def test_a_file_system_that_is_neither_local_nor_s3() -> None:
     for name, content in TREE.items():
         memory.pipe_file(f"/tree/{name}", content)
     try:
-        found = list(folder.entries("memory://tree", {}, label_field="folder"))
+        found = list(folder.entries("memory://tree", {}, label_field="folder", attributes=()))
         assert {entry.sample_id for entry in found} == set(IDS)
         assert {entry.uri for entry in found} == {f"memory:///tree/{name}" for name in IDS}
     finally:
