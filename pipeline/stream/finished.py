@@ -12,7 +12,7 @@ from fsspec import AbstractFileSystem
 from pydantic import ValidationError
 
 from pipeline.errors import InputError, IntegrityError
-from pipeline.stream.ledger import Ledger
+from pipeline.stream.ledger import STATE, Ledger
 from pipeline.stream.storage import list_names, open_filesystem
 from schemas.explanations import SCHEMA_VERSION
 from schemas.run import RunRecord
@@ -67,9 +67,7 @@ class FinishedRun:
         """
         absent = [name for name in columns if name not in self.schema.names]
         if absent:
-            raise InputError(
-                f"{self.address} has no column {', '.join(absent)}; it has {', '.join(self.schema.names)}"
-            )
+            raise InputError(f"{self.address} has no column {', '.join(absent)}; it has {', '.join(self.schema.names)}")
         height, width = self.grid
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // (4 * height * width)))
         filesystem, root = open_filesystem(self.address, self.storage)
@@ -113,7 +111,8 @@ def _record(ledger: Ledger) -> RunRecord:
     try:
         saved = ledger.read_json("run.json")
         if saved is None:
-            state = "a job that is not finished: run it again" if ledger.plan() else "no run of raylens"
+            begun = ledger.read_json(STATE, "job.json") is not None
+            state = "a job that is not finished: run it again" if begun else "no run of raylens"
             raise InputError(f"{ledger.output} holds {state} (run.json is missing)")
         record = RunRecord(**saved)
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, ValidationError, TypeError) as error:
