@@ -9,7 +9,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench onnx-table lock clean
+.PHONY: help venv demo test lint bench onnx-table proto lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ bench: venv  ## side-by-side benchmarks; prints ratios
 
 onnx-table: venv  ## compile every model family, write the table of deploy/ONNX.md (an hour on 2 cores)
 	PYTHONPATH=tests $(BIN)/python tests/runtime/table.py
+
+proto: venv  ## compile serve/open_inference.proto
+	$(BIN)/uv run --no-project --with grpcio-tools python -m grpc_tools.protoc -I serve \
+	  --descriptor_set_out=serve/open_inference.binpb open_inference.proto
 
 lock:  ## resolve requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

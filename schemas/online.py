@@ -11,6 +11,7 @@ from schemas.job import JobSpec
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LOCAL_OR_WEB = ("http", "https", "ftp", "file", "local", "memory")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OF_THE_JOB = (
     "model", "model_args", "weights", "weights_sha256", "labels", "layer", "size", "resize", "resize_mode",
     "interpolation", "mean", "std", "device", "precision", "batch_size", "seed", "runtime",
@@ -145,6 +146,13 @@ class ServeSpec(Told):
     models: dict[str, ServedModel] = Field(min_length=1, description="Models by the name that requests use.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    grpc_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Port of Open Inference over gRPC; off without one. Ray listens for gRPC on all interfaces, so "
+        "`host` must not be this machine alone.",
+    )
     proxy: Literal["auto", "ray", "haproxy"] = Field(
         "auto",
         description="Ray's own, or HAProxy: a fifth of the delay, but its statistics listen on two ports of all "
@@ -178,6 +186,17 @@ class ServeSpec(Told):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_ports(self) -> Self:
+        if self.grpc_port is not None and self.host in LOOPBACK:
+            raise ValueError(
+                f"grpc_port: Ray listens for gRPC on all interfaces, and host {self.host} is this machine alone; "
+                "write `host: 0.0.0.0` if that is meant, and set api_keys"
+            )
+        if self.grpc_port == self.port:
+            raise ValueError(f"grpc_port: {self.port} is the port of HTTP; gRPC needs one of its own")
+        return self
+
     def with_haproxy(self) -> bool:
         """Whether HAProxy stands before the service."""
-        return self.proxy == "haproxy" or (self.proxy == "auto" and self.host not in ("127.0.0.1", "::1", "localhost"))
+        return self.proxy == "haproxy" or (self.proxy == "auto" and self.host not in LOOPBACK)

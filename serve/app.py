@@ -18,6 +18,7 @@ from pipeline.choice import choose
 from schemas.graph import GraphSpec
 from schemas.online import Replicas, ServeSpec
 from serve.engine import Explained, Task
+from serve.grpc_inference import GrpcInference
 from serve.models import engines, settled, slow
 from serve.problems import RefusedError
 from serve.service import Service, use_threads
@@ -51,8 +52,8 @@ class SlowEndpoint:
             raise RuntimeError("an engine has failed")
 
 
-class Endpoint:
-    """Takes requests.
+class Endpoint(GrpcInference):
+    """Takes requests, over HTTP and gRPC.
 
     Args:
         spec: of the service.
@@ -61,7 +62,7 @@ class Endpoint:
 
     def __init__(self, spec: ServeSpec, slow_pool: DeploymentHandle[Any] | None = None) -> None:
         self._pool = slow_pool
-        self._service = Service(spec, self._elsewhere if slow_pool is not None else None)
+        super().__init__(Service(spec, self._elsewhere if slow_pool is not None else None))
         self._service.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -16,7 +16,9 @@ from pipeline.flags import pairs, parsed, with_flags
 from schemas.job import JobSpec
 from schemas.online import OF_THE_JOB, ServedModel, ServeSpec
 
-SERVICE = ("host", "port", "ray_address", "storage")
+SERVICE = ("host", "port", "grpc_port", "ray_address", "storage")
+GRPC_ANSWER_BYTES = 64 * 2**20
+"""An answer is larger than its request only where it has many maps at the resolution of the input."""
 PANELS = {
     "Service": ("config", "ray_address"),
     "Model": (*MODEL_FLAGS, "storage"),
@@ -41,12 +43,17 @@ def _serve(values: dict[str, Any]) -> None:
 def _environment(spec: ServeSpec) -> None:
     """What Ray reads when it is imported; a cluster that we join has its own environment."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if spec.ray_address or os.environ.get("RAY_ADDRESS") or not spec.with_haproxy():
+    if spec.ray_address or os.environ.get("RAY_ADDRESS"):
+        return
+    os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", str(max(spec.limits.body_bytes, GRPC_ANSWER_BYTES)))
+    if not spec.with_haproxy():
         return
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
     for name in ("METRICS", "STATS"):  # their usual ports are those of every other such service on this machine
         os.environ.setdefault(f"RAY_SERVE_HAPROXY_{name}_PORT", str(_free_port()))
+    for name in ("HTTP", "GRPC"):
+        os.environ.setdefault(f"RAY_SERVE_FALLBACK_PROXY_{name}_PORT", str(_free_port()))
 
 
 def _free_port() -> int:
@@ -91,6 +98,7 @@ app.command("serve")(
         _serve,
         host=Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")],
         port=Annotated[int | None, typer.Option(help="Port to listen on. [default: 8000]")],
+        grpc_port=Annotated[int | None, typer.Option(help="Port of Open Inference over gRPC. [default: none]")],
     )
 )
 

@@ -16,6 +16,8 @@ from serve.problems import RefusedError
 from serve.service import Answer, Question, Service
 from serve.tensors import Described, InferRequest, images
 
+VERSION = "1"
+"""Of every model; another one has another name."""
 IMAGE = "image"
 OUTPUTS = ("scores", "prediction", "target", "heatmap")
 SCALE = "heatmap_scale"
@@ -74,11 +76,17 @@ def model_metadata(served: Served) -> dict[str, Any]:
     tensors += [("target", "INT64", [-1]), ("heatmap", "FP32", [-1, -1, -1])]
     return {
         "name": served.name,
-        "versions": ["1"],
+        "versions": [VERSION],
         "platform": f"raylens_{served.offer(None).graph.runtime}",
         "inputs": [{"name": IMAGE, "datatype": "BYTES", "shape": [-1]}],
         "outputs": [{"name": name, "datatype": kind, "shape": shape} for name, kind, shape in tensors],
     }
+
+
+def check_version(version: str) -> None:
+    """Refuses a version of a model that there is not; without any it is left to the server."""
+    if version not in ("", VERSION):
+        raise RefusedError("unknown_model", f"every model has version {VERSION} only, found {version[:20]!r}")
 
 
 def image_of(asked: InferRequest) -> Described:

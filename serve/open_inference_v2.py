@@ -6,12 +6,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from serve.forms import json_response
-from serve.inference import SCALE, Inference, image_of, infer, model_metadata, server_metadata
+from serve.inference import SCALE, VERSION, Inference, image_of, infer, model_metadata, server_metadata
 from serve.problems import RefusedError
 from serve.requests import checked, identity, parsed_object, service_of
 from serve.tensors import InferRequest, behind, packed, split
 
 router = APIRouter()
+VERSIONED = f"/v2/models/{{model}}/versions/{VERSION}"
 LENGTH = "Inference-Header-Content-Length"
 
 
@@ -56,6 +57,7 @@ async def ready(request: Request) -> Response:
     return json_response({"ready": _or_unavailable(service_of(request).is_ready())})
 
 
+@router.get(f"{VERSIONED}/ready", include_in_schema=False)
 @router.get("/v2/models/{model}/ready", summary="Whether a model is ready")
 async def model_ready(request: Request, model: str) -> Response:
     """200, 404 or 503."""
@@ -69,12 +71,14 @@ def _or_unavailable(value: bool) -> bool:
     return value
 
 
+@router.get(VERSIONED, include_in_schema=False)
 @router.get("/v2/models/{model}", summary="Inputs and outputs of a model")
 async def metadata(request: Request, model: str) -> Response:
     """Metadata of a model."""
     return json_response(model_metadata(service_of(request).served(model)))
 
 
+@router.post(f"{VERSIONED}/infer", include_in_schema=False)
 @router.post("/v2/models/{model}/infer", openapi_extra=BODY, summary="Scores and heatmaps of some images")
 async def inferred(request: Request, model: str) -> Response:
     """Images in; scores (softmax), predictions, targets and heatmaps out."""
@@ -93,7 +97,7 @@ def _respond(found: Inference, request_id: str) -> Response:
     outputs = [packed(n, values, binary=binary.get(n, default)) for n, values in found.tensors.items()]
     content = {
         "model_name": found.model,
-        "model_version": "1",
+        "model_version": VERSION,
         "id": found.asked.id,
         "outputs": [described for described, _ in outputs],
         "parameters": found.parameters(request_id),

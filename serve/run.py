@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.config import gRPCOptions
 from rich.console import Console
 
 from pipeline.errors import WorkerError
@@ -42,7 +43,9 @@ def run(spec: ServeSpec) -> None:
             with console.status("loading models and warming them up"):
                 _deployed(spec, app)
             _on_signals(stop)
-            console.print(f"raylens serves {', '.join(spec.models)} at http://{spec.host}:{spec.port}", soft_wrap=True)
+            grpc = f" and grpc://{spec.host}:{spec.grpc_port}" if spec.grpc_port else ""
+            at = f"http://{spec.host}:{spec.port}{grpc}"
+            console.print(f"raylens serves {', '.join(spec.models)} at {at}", soft_wrap=True)
             while not stop.wait(3600):
                 pass
             console.print("draining")
@@ -55,12 +58,26 @@ def _deployed(spec: ServeSpec, app: serve.Application) -> None:
     serve.start(
         proxy_location="HeadOnly" if _is_own(spec) else "EveryNode",
         http_options={"host": spec.host, "port": spec.port, "request_timeout_s": timeout_s},
+        grpc_options=_grpc_options(spec, timeout_s),
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     try:
         serve.run(app, name=NAME, route_prefix="/", logging_config={"log_level": "WARNING", "enable_access_log": False})
     except RuntimeError as error:
         raise WorkerError(f"the service cannot be deployed: {_reason()}") from error
+
+
+def _grpc_options(spec: ServeSpec, timeout_s: float) -> gRPCOptions | None:
+    """Without reflection: it would answer who has no key."""
+    if spec.grpc_port is None:
+        return None
+    functions = ["serve.grpc_inference.add_to_server"]
+    return gRPCOptions(
+        port=spec.grpc_port,
+        grpc_servicer_functions=functions,
+        request_timeout_s=timeout_s,
+        enable_reflection=False,
+    )
 
 
 def _reason() -> str:

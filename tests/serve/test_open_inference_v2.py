@@ -79,6 +79,13 @@ def test_without_outputs_all_come_as_bytes(client: triton.InferenceServerClient)
     assert client.infer("tiny", [photos(0)]).as_numpy("heatmap").shape == (1, 4, 4)
 
 
+def test_the_one_version(client: triton.InferenceServerClient) -> None:
+    assert client.is_model_ready("tiny", "1")
+    assert client.get_model_metadata("tiny", "1")["versions"] == ["1"]
+    assert client.infer("tiny", [photos(0)], model_version="1").as_numpy("heatmap").shape == (1, 4, 4)
+    assert not client.is_model_ready("tiny", "2")
+
+
 def test_pixels_of_the_model_s_size(client: triton.InferenceServerClient, service: Service) -> None:
     served = service.served("tiny")
     pixels = np.stack([served.decoder.decode(jpeg(n)).pixels for n in range(2)])
