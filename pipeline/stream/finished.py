@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
@@ -17,8 +18,9 @@ from pipeline.stream.storage import list_names, open_filesystem
 from schemas.explanations import SCHEMA_VERSION
 from schemas.run import RunRecord
 
-BATCH_ROWS = 8192
+BATCH_ROWS = 65_536
 BATCH_BYTES = 32 * 2**20
+VALUE_BYTES = 32  # of a number or a short text
 FOOTER_THREADS = 16
 
 
@@ -53,7 +55,7 @@ class FinishedRun:
         return labels if isinstance(labels, int) else len(labels)
 
     def batches(self, columns: Sequence[str], files: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Reads rows in batches of at most `BATCH_BYTES` of heatmaps.
+        """Reads rows in batches of about `BATCH_BYTES`.
 
         Args:
             columns: to read.
@@ -68,8 +70,7 @@ class FinishedRun:
         absent = [name for name in columns if name not in self.schema.names]
         if absent:
             raise InputError(f"{self.address} has no column {', '.join(absent)}; it has {', '.join(self.schema.names)}")
-        height, width = self.grid
-        rows = max(1, min(BATCH_ROWS, BATCH_BYTES // (4 * height * width)))
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES // sum(_bytes(self.schema.field(name).type) for name in columns)))
         filesystem, root = open_filesystem(self.address, self.storage)
         for name in self.files if files is None else files:
             path = f"{root.rstrip('/')}/explanations/{name}"
@@ -78,6 +79,15 @@ class FinishedRun:
                     yield from pq.ParquetFile(file).iter_batches(batch_size=rows, columns=list(columns))
             except (OSError, pa.ArrowException) as error:
                 raise _unreadable(path, error) from error
+
+
+def _bytes(kind: pa.DataType) -> int:
+    """About what one value takes."""
+    storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    if pa.types.is_fixed_size_list(storage):
+        width: int = storage.list_size * storage.value_type.bit_width // 8
+        return width
+    return VALUE_BYTES
 
 
 def open_run(address: str, storage: Mapping[str, Any] | None = None) -> FinishedRun:
@@ -105,6 +115,13 @@ def open_run(address: str, storage: Mapping[str, Any] | None = None) -> Finished
         footers = list(pool.map(lambda path: _footer(ledger.filesystem, path), paths))
     _check_files(address, record, footers)
     return FinishedRun(address, record, footers[0][0], tuple(names), options)
+
+
+def class_names(batch: pa.RecordBatch) -> dict[int, str]:
+    """Names of the predicted classes of a batch, by index."""
+    index, first = np.unique(np.asarray(batch.column("prediction")), return_index=True)
+    names = batch.column("prediction_name").take(pa.array(first)).to_pylist()
+    return dict(zip(index.tolist(), names, strict=True))
 
 
 def _record(ledger: Ledger) -> RunRecord:

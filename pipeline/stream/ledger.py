@@ -13,9 +13,9 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -47,10 +47,17 @@ class Coverage:
     Attributes:
         spans: of the fragments, sorted.
         end: one past the shard's last row, or None before it was read to its end.
+        only: the rows that are asked for; None for all.
     """
 
     spans: tuple[Span, ...]
     end: int | None
+    only: tuple[Span, ...] | None = None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the number of rows is known."""
+        return self.end is not None or self.only is not None
 
     def missing(self, first: int) -> list[Span]:
         """Gaps between `first` and the end; the last one is open (a huge `last`) where the end is not known."""
@@ -60,12 +67,24 @@ class Coverage:
                 gaps.append(Span(position, span.first))
             position = max(position, span.last)
         end = self.end if self.end is not None else 2**62
-        return [*gaps, Span(position, end)] if position < end else gaps
+        if position < end:
+            gaps.append(Span(position, end))
+        return gaps if self.only is None else list(_overlaps(gaps, self.only))
 
     def rows(self, first: int) -> int:
-        """Rows of a complete shard."""
+        """Rows of a complete shard, or of what is asked for of it."""
+        if self.only is not None:
+            return sum(span.last - span.first for span in self.only)
         assert self.end is not None
         return self.end - first
+
+
+def _overlaps(left: Sequence[Span], right: Sequence[Span]) -> Iterator[Span]:
+    """What two lists of spans have in common, in the order of the second."""
+    for b in right:
+        for a in left:
+            if a.first < b.last and b.first < a.last:
+                yield Span(max(a.first, b.first), min(a.last, b.last))
 
 
 class Receipt(NamedTuple):
@@ -138,7 +157,8 @@ class Ledger:
     def survey(self, shards: list[Shard]) -> list[Coverage]:
         """What is committed of each shard."""
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
-            return list(pool.map(lambda shard: self.coverage(shard.name), shards))
+            found = pool.map(lambda shard: self.coverage(shard.name), shards)
+            return [covered if s.only is None else _of(s, covered) for s, covered in zip(shards, found, strict=True)]
 
     def end(self, shard_name: str, last: int) -> None:
         """Notes that a shard was read to its end, where its rows stop at `last`."""
@@ -179,6 +199,11 @@ class Ledger:
         path = self.path(*names)
         if self.filesystem.exists(path):
             self.filesystem.rm(path, recursive=True)
+
+
+def _of(shard: Shard, covered: Coverage) -> Coverage:
+    """The coverage of a part of a shard."""
+    return replace(covered, only=tuple(Span(*span) for span in shard.only or ()))
 
 
 def key(shard_name: str) -> str:

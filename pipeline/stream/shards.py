@@ -1,6 +1,6 @@
 """A shard: what is listed, read by one task and resumed. And a sample: one image's bytes, or why there are none."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ class Shard:
         rows: number of rows; None where only reading tells (tars).
         size: bytes, or 0 where it is not known; for the estimate of progress.
         options: what the reader needs besides (columns, row groups).
+        only: spans [first, last) of the rows to take, sorted; None for all.
     """
 
     index: int
@@ -32,11 +33,16 @@ class Shard:
     rows: int | None = None
     size: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    only: Sequence[tuple[int, int]] | None = None
 
     @property
     def key(self) -> str:
         """Name of the shard's folder in the output's state."""
         return f"{self.index:06d}"
+
+    def takes(self, row: int) -> bool:
+        """Whether a row is asked for."""
+        return self.only is None or any(first <= row < last for first, last in self.only)
 
 
 class Sample(NamedTuple):

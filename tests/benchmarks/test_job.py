@@ -105,7 +105,7 @@ class Stopwatch:
 
 def explain_timed(job: JobSpec, watch: Stopwatch) -> None:
     """Runs a job and notes when each block was committed."""
-    import pipeline.jobs.run as module
+    import pipeline.jobs.streaming as module
 
     original = module._count
 

@@ -263,3 +263,15 @@ def test_receipts_as_a_table(steps: Steps) -> None:
         {"shard": key("a"), "images": 2, "rejected": 0, "codes": "{}"},
         {"shard": key("a"), "images": 1, "rejected": 1, "codes": '{"empty": 1}'},
     ]
+
+
+def test_a_part_of_a_shard_is_complete_when_its_rows_are_there(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path), {})
+    shard = Shard(0, "a", "a", "webdataset", only=((2, 5), (8, 9)))
+    assert ledger.survey([shard])[0].missing(0) == [Span(2, 5), Span(8, 9)]
+    ledger.commit(table(rows("a", 3, 4)), METADATA)
+    (covered,) = ledger.survey([shard])
+    assert covered.missing(0) == [Span(2, 3), Span(8, 9)]
+    assert covered.is_counted
+    assert covered.rows(0) == 4
+    assert [row for row in range(12) if shard.takes(row)] == [2, 3, 4, 8]

@@ -82,14 +82,17 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
     """
     filesystem, path = open_filesystem(shard.options["listing"], storage)
     table = pq.read_table(io.BytesIO(filesystem.cat_file(path)), schema=SCHEMA)
-    row = shard.first
-    for start in range(0, table.num_rows, FETCHED_AT_ONCE):
-        entries = [Entry(**values) for values in table.slice(start, FETCHED_AT_ONCE).to_pylist()]
-        for entry, data in zip(entries, _fetch([entry.uri for entry in entries], storage), strict=True):
+    wanted = [number for number in range(table.num_rows) if shard.takes(shard.first + number)]
+    for start in range(0, len(wanted), FETCHED_AT_ONCE):
+        numbers = wanted[start : start + FETCHED_AT_ONCE]
+        entries = [Entry(**values) for values in table.take(numbers).to_pylist()]
+        for number, entry, data in zip(
+            numbers, entries, _fetch([entry.uri for entry in entries], storage), strict=True
+        ):
             error = data if isinstance(data, RowError) else None
             image = b"" if isinstance(data, RowError) else data
+            row = shard.first + number
             yield Sample(row, entry.sample_id, entry.uri, image, entry.label, error, dict(entry.attributes))
-            row += 1
 
 
 def _fetch(uris: list[str], storage: dict[str, Any]) -> list[bytes | RowError]:
