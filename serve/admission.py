@@ -26,7 +26,10 @@ class Admission:
 
     def identified(self, headers: Mapping[str, str]) -> str | None:
         """Who asks, see `serve.security.Keys.check`."""
-        return self._keys.check(headers)
+        key = self._keys.check(headers)
+        if key is not None:
+            self._metrics.keys.labels(key).inc()
+        return key
 
     @contextmanager
     def entered(self, *, is_probe: bool = False) -> Iterator[None]:

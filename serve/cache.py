@@ -1,7 +1,7 @@
 """Answers that are kept, by the image's bytes, the graph and the class: what decides them."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cachetools import TTLCache
 
@@ -62,14 +62,23 @@ class Cache:
         """Keeps an answer; one that is larger than the cache is not kept."""
         if self._most == 0 or _size(kept) > self._entries.maxsize:
             return
+        explained = kept.explained
+        alone = replace(
+            explained, probabilities=explained.probabilities.copy(), heatmap=explained.heatmap.copy()
+        )  # not views, which would keep their whole batch
         with self._lock:
             while len(self._entries) >= self._most and key not in self._entries:
                 self._entries.popitem()
-            self._entries[key] = kept
+            self._entries[key] = replace(kept, explained=alone)
 
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of all entries, roughly."""
+        return int(self._entries.currsize)
+
 
 def _size(kept: Kept) -> int:
-    return kept.explained.nbytes + 500
+    return kept.explained.nbytes + 1500  # the key included

@@ -1,6 +1,7 @@
 """The Open Inference protocol, version 2, without a transport: a request, and its answer as tensors."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from pipeline.heatmap import scaled_for_half
 from serve.answers import facts
@@ -143,18 +145,36 @@ def _question(service: Service, model: str, asked: InferRequest) -> Question:
         )
     if given.get("heatmap_dtype", "FP32") not in ("FP32", "FP16"):
         raise RefusedError("unknown_option", "heatmap_dtype is FP32 or FP16")
-    method, target, sample_id = (given.get(name) for name in ("method", "target", "sample_id"))
-    if str(target).startswith("top:"):
+    target = _text(given, "target", most=200) or "predicted"
+    if target.startswith("top:"):
         raise RefusedError("unknown_class", "a tensor has one map an image: ask for the classes of top:K one by one")
-    timeout_us = given.get("timeout")
-    is_time = isinstance(timeout_us, int) and timeout_us > 0
     return service.question(
         model,
-        None if method is None else str(method),
-        "predicted" if target is None else str(target)[:200],
-        sample_id=None if sample_id is None else str(sample_id),
-        timeout_s=float(timeout_us) / 1e6 if is_time else None,  # type: ignore[arg-type]
+        _text(given, "method", most=100),
+        target,
+        sample_id=_text(given, "sample_id", most=1000),
+        timeout_s=_timeout_s(given.get("timeout")),
     )
+
+
+def _text(given: Mapping[str, JsonValue], name: str, *, most: int) -> str | None:
+    """A parameter that is text; a whole number is taken as its digits, since a target may be an index."""
+    value = given.get(name)
+    if value is None:
+        return None
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not 0 < len(text) <= most or any(0xD800 <= ord(character) < 0xE000 for character in text):
+        raise RefusedError("unknown_option", f"parameter {name} is a text of 1..{most} Unicode characters")
+    return text
+
+
+def _timeout_s(timeout_us: JsonValue) -> float | None:
+    """Seconds of the protocol's microseconds; 0 and None are the service's own deadline."""
+    if timeout_us is None:
+        return None
+    if not isinstance(timeout_us, int) or isinstance(timeout_us, bool) or not 0 <= timeout_us < 2**63:
+        raise RefusedError("unknown_option", "parameter timeout is a whole number of microseconds")
+    return timeout_us / 1e6
 
 
 def _wanted(asked: InferRequest, *, half: bool) -> list[str]:

@@ -95,7 +95,8 @@ class Intake:
         self.service.metrics.requests.labels(route, str(answering.status or 499)).inc()
         if scope["path"] not in QUIET:
             took_ms = (time.perf_counter() - started) * 1000
-            log.debug("%s %s %s %.1f ms", identity, scope["path"], answering.status, took_ms)
+            key = scope["state"].get("key")
+            log.debug("%s %s %s %s %.1f ms", identity, key, scope["path"], answering.status, took_ms)
 
     async def _served(self, scope: Scope, headers: dict[str, str], receive: Receive, answering: Answering) -> None:
         is_probe = is_open(scope["path"])
@@ -107,7 +108,7 @@ class Intake:
             await self._with_body(scope, headers, receive, answering)
 
     async def _with_body(self, scope: Scope, headers: dict[str, str], receive: Receive, answering: Answering) -> None:
-        held: list[bytes] = []
+        held = bytearray()
         try:
             try:
                 async with asyncio.timeout(self.limits.body_s):
@@ -117,31 +118,28 @@ class Intake:
                     "body_timeout", f"the body did not arrive within {self.limits.body_s:g} s"
                 ) from error
             if is_complete:
-                await self._watched(scope, b"".join(held), receive, answering)
+                await self._watched(scope, bytes(held), receive, answering)
         finally:
-            self.service.admission.release(sum(map(len, held)))
+            self.service.admission.release(len(held))
 
-    async def _read(self, headers: dict[str, str], receive: Receive, held: list[bytes]) -> bool:
+    async def _read(self, headers: dict[str, str], receive: Receive, held: bytearray) -> bool:
         """Reads the body and stops at the limit, whether its length was announced or not; False if the client left."""
-        most = self.limits.body_bytes
-        announced = headers.get("content-length", "0")
-        size = int(announced) if announced.isdigit() else 0
+        announced = headers.get("content-length", "")[:18]  # digits enough to be over any limit
+        self._check_length(int(announced) if announced.isascii() and announced.isdigit() else 0)
         while True:
-            if size > most:
-                raise RefusedError("body_too_large", f"a body has at most {most} bytes")
             message = await receive()
             if message["type"] == "http.disconnect":
                 return False
             part = message.get("body", b"")
-            held.append(part)
+            held += part
             self.service.admission.hold(len(part))
-            size = max(size, sum(map(len, held)))
+            self._check_length(len(held))
             if not message.get("more_body"):
-                return size <= most or self._refuse(most)
+                return True
 
-    @staticmethod
-    def _refuse(most: int) -> bool:
-        raise RefusedError("body_too_large", f"a body has at most {most} bytes")
+    def _check_length(self, length: int) -> None:
+        if length > self.limits.body_bytes:
+            raise RefusedError("body_too_large", f"a body has at most {self.limits.body_bytes} bytes")
 
     async def _watched(self, scope: Scope, body: bytes, receive: Receive, answering: Answering) -> None:
         """Runs the application, and cancels it when the client leaves: nobody waits for its answer."""

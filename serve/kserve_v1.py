@@ -4,7 +4,7 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from serve.answers import explanation, facts, top
 from serve.forms import json_response
@@ -32,7 +32,7 @@ class Parameters(BaseModel):
 class Instances(BaseModel):
     """A request; other fields than these are left to the protocol's future."""
 
-    instances: list[JsonValue] = Field(min_length=1)
+    instances: list[Any] = Field(min_length=1)  # each is looked at by itself, after they are counted
     parameters: Parameters = Field(default_factory=Parameters)
 
 

@@ -15,6 +15,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("raylens_requests", "Requests", "route", "status")
+        self.keys = self._counter("raylens_key_requests", "Requests by key", "key")
         self.rejected = self._counter("raylens_rejected", "Requests refused", "code")
         self.explained = self._counter("raylens_explained", "Images explained", "model", "method")
         self.cached = self._counter("raylens_cache", "Questions to the cache", "result")

@@ -79,7 +79,7 @@ class Served:
         name = next(iter(self.offers)) if method is None else method
         if name not in self.offers:
             raise RefusedError(
-                "unknown_method", f"model {self.name} has no method {name!r}; it has {', '.join(self.offers)}"
+                "unknown_method", f"model {self.name} has no method {name[:100]!r}; it has {', '.join(self.offers)}"
             )
         return self.offers[name]
 

@@ -14,6 +14,8 @@ from serve.tensors import InferRequest, behind, packed, split
 router = APIRouter()
 VERSIONED = f"/v2/models/{{model}}/versions/{VERSION}"
 LENGTH = "Inference-Header-Content-Length"
+MANY_VALUES = 2_000_000
+"""Most values in a request: pixels may be numbers of JSON, though nobody should send them so."""
 
 
 def _inlined() -> dict[str, Any]:
@@ -85,7 +87,7 @@ async def inferred(request: Request, model: str) -> Response:
     service = service_of(request)
     service.served(model)
     header, raw = split(await request.body(), request.headers.get(LENGTH))
-    asked = checked(InferRequest, parsed_object(header))
+    asked = checked(InferRequest, parsed_object(header, most_values=MANY_VALUES))
     found = await infer(service, model, asked, behind(image_of(asked), raw))
     return _respond(found, identity(request))
 

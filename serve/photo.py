@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError, RowError
+from pipeline.errors import RowError
 from pipeline.preprocessing import Preprocessing
 from pipeline.stream.decode import Decoder
 from pipeline.stream.storage import open_filesystem
 from serve.problems import RefusedError, of_row
+
+NO_ADDRESS = ("..", "::", "?", "#", "%", "\\", "*", "[")
+"""What takes an address out of its prefix in one storage or another."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,9 @@ def from_base64(text: object) -> Encoded:
         raise RefusedError("bad_request", f"the image is not base64: {error}") from error
 
 
-def from_storage(address: str, *, prefixes: Sequence[str], storage: Mapping[str, Any], most: int) -> Encoded:
+def from_storage(
+    address: str, *, prefixes: Sequence[str], storage: Mapping[str, Any], most: int, timeout_s: float
+) -> Encoded:
     """An image from object storage, below a prefix that the configuration allows.
 
     Args:
@@ -139,6 +144,7 @@ def from_storage(address: str, *, prefixes: Sequence[str], storage: Mapping[str,
         prefixes: that are allowed.
         storage: fsspec options.
         most: bytes of an image.
+        timeout_s: of one try; there are two.
 
     Returns:
         The bytes.
@@ -146,15 +152,15 @@ def from_storage(address: str, *, prefixes: Sequence[str], storage: Mapping[str,
     Raises:
         RefusedError: `address_refused`, `body_too_large` or `not_readable`.
     """
-    below = any(address.startswith(prefix) for prefix in prefixes)
-    if not below or any(part in address for part in ("..", "::", "?", "#", "%", "\\", "*", "[")):
+    below = any(address.startswith(prefix) and address != prefix for prefix in prefixes)
+    if not (below and address.isprintable()) or any(part in address for part in NO_ADDRESS):
         raise RefusedError(
             "address_refused", "images are taken as bytes; no storage address outside the allowed ones is read"
         )
     try:
-        filesystem, path = open_filesystem(address, storage)
-        if filesystem.size(path) > most:
-            raise RefusedError("body_too_large", f"the object is larger than {most} bytes")
-        return Encoded(filesystem.cat_file(path))
-    except (OSError, InputError) as error:
+        filesystem, path = open_filesystem(address, {"read_timeout_s": timeout_s, "max_attempts": 2, **storage})
+        if (filesystem.size(path) or 0) <= most:
+            return Encoded(filesystem.cat_file(path))
+    except Exception as error:  # a storage's own errors have no common root
         raise RefusedError("not_readable", f"the object cannot be read: {type(error).__name__}") from error
+    raise RefusedError("body_too_large", f"an object has at most {most} bytes")

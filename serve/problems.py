@@ -12,6 +12,7 @@ STATUS = {
     "body_too_large": 413,
     "too_large": 413,
     "too_many_instances": 413,
+    "too_many_values": 413,
     "unknown_method": 422,
     "unknown_class": 422,
     "unknown_option": 422,

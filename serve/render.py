@@ -14,6 +14,17 @@ from serve import answers
 from serve.problems import RefusedError
 from serve.service import Answer
 
+FACTS = (
+    "model", "method", "layer", "graph_digest", "prediction", "label", "score", "target", "target_label",
+    "target_score", "crop", "sentence", "cached", "timing_ms",
+)  # fmt: skip
+"""What the headers say of an answer whose body has no place for it."""
+
+
+def header(fact: str) -> str:
+    """The header of a fact."""
+    return f"X-Raylens-{fact.replace('_', '-').title()}"
+
 
 def check_colormap(name: str) -> str:
     """The name of a colour map.
@@ -89,7 +100,7 @@ def arrow(found: list[Answer], *, resolution: str, top_k: int) -> bytes:
 
 
 def headers(answer: Answer) -> dict[str, str]:
-    """The facts of an answer whose body has no place for them; values other than ASCII are percent-encoded."""
+    """`FACTS` as headers; values other than ASCII are percent-encoded."""
     prediction = answers.top(answer, 1)[0]
     target = answers.named(answer, answer.explained.target)
     values = {
@@ -106,4 +117,4 @@ def headers(answer: Answer) -> dict[str, str]:
         "timing_ms": ", ".join(f"{stage}={value:.2f}" for stage, value in answer.timing_ms.items()),
     }
     safe = " !#$&'()*+,/:;=?@[]|%\"<>^`{}~"
-    return {f"X-Raylens-{name.replace('_', '-').title()}": quote(str(v), safe=safe) for name, v in values.items()}
+    return {header(name): quote(str(values[name]), safe=safe) for name in FACTS}

@@ -1,5 +1,6 @@
 """What handlers share: bodies, parameters, and the images of a request."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from serve.problems import RefusedError
 from serve.service import Service
 
 FORM_FIELDS = 20
+FEW_VALUES = 10_000
+"""Most values in a JSON body whose images are text: each of them costs far more memory than its bytes."""
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -42,12 +45,29 @@ async def json_body(request: Request) -> dict[str, Any]:
     return parsed_object(await request.body())
 
 
-def parsed_object(body: bytes) -> dict[str, Any]:
-    """A JSON object from bytes; NaN and infinity are no JSON."""
+def parsed_object(body: bytes, *, most_values: int = FEW_VALUES) -> dict[str, Any]:
+    """A JSON object from bytes; NaN and infinity are no JSON.
+
+    Args:
+        body: of the request.
+        most_values: values that it may hold, about; texts count by the marks in them, too.
+
+    Returns:
+        The object.
+
+    Raises:
+        RefusedError: `bad_request` or `too_many_values`.
+    """
+    if sum(map(body.count, (b",", b"[", b"{"))) > most_values:
+        raise RefusedError(
+            "too_many_values", f"more than {most_values} values in a JSON body; send images as base64 or as binary data"
+        )
     try:
         content = json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError("bad_request", f"the body is not JSON: {str(error)[:200]}") from error
+    except ValueError as error:
+        raise RefusedError("bad_request", f"the body is not JSON: {str(error).partition(';')[0][:200]}") from error
+    except RecursionError as error:
+        raise RefusedError("bad_request", "the body is not JSON that can be read: it is nested too deeply") from error
     if not isinstance(content, dict):
         raise RefusedError("bad_request", f"expected a JSON object, found {type(content).__name__}")
     return content
@@ -118,11 +138,20 @@ async def instance(service: Service, value: object) -> Source:
 
 
 async def stored(service: Service, address: str) -> Source:
-    """An image by its address, off the event loop."""
-    spec = service.spec
+    """An image by its address, read by threads that nothing else waits for."""
+    spec, limits = service.spec, service.spec.limits
 
     def read() -> Encoded:
-        return from_storage(address, prefixes=spec.storage_prefixes, storage=spec.storage, most=spec.limits.body_bytes)
+        return from_storage(
+            address,
+            prefixes=spec.storage_prefixes,
+            storage=spec.storage,
+            most=limits.body_bytes,
+            timeout_s=limits.deadline_s,
+        )
 
-    found: Encoded = await service.threaded(read)
-    return found
+    try:
+        async with asyncio.timeout(limits.deadline_s):
+            return await asyncio.get_running_loop().run_in_executor(service.readers, read)
+    except TimeoutError as error:
+        raise RefusedError("deadline", f"the storage did not answer within {limits.deadline_s:g} s") from error

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from schemas.online import ApiKey
 from serve.problems import RefusedError
 
-OPEN = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
+OPEN = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -25,7 +25,7 @@ DOCS_POLICY = (
 
 
 def is_open(path: str) -> bool:
-    """Whether a path needs no key: probes, and the page's own files."""
+    """Whether a path needs no key: probes, documents, and the page's own files."""
     return path in OPEN or path.startswith("/page/")
 
 
@@ -80,7 +80,7 @@ class Keys:
         """
         if not self._keys:
             return None
-        given = hashlib.sha256(_given(headers).encode()).hexdigest()
+        given = hashlib.sha256(_given(headers).encode("latin-1")).hexdigest()  # as it was sent
         found = None
         for key in self._keys:
             if hmac.compare_digest(key.sha256, given):

@@ -24,6 +24,8 @@ from serve.targets import codes
 
 LARGE = 1_000_000
 """Bytes from which even a digest is computed off the event loop."""
+READERS = 8
+"""Objects that are read from storage at once."""
 T = TypeVar("T")
 
 
@@ -101,6 +103,7 @@ class Service:
         self.cache = Cache(spec.cache)
         self.models: dict[str, Served] = {}
         self.pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "raylens-decode")
+        self.readers = ThreadPoolExecutor(READERS, "raylens-storage")
         self._call = call
 
     def start(self) -> None:
@@ -124,6 +127,7 @@ class Service:
                 if isinstance(offer.backend, Here):
                     offer.backend.engine.close()
         self.pool.shutdown(wait=False)
+        self.readers.shutdown(wait=False)
 
     def is_ready(self) -> bool:
         """Whether every graph has been warmed up and can answer."""
@@ -201,6 +205,7 @@ class Service:
             RefusedError: of the first image that has one; what is not computed yet is dropped.
         """
         self.check_count(len(sources))
+        _check_room(question, len(sources))
         deadline = time.time() + question.timeout_s
         try:
             async with asyncio.timeout(question.timeout_s):
@@ -271,6 +276,15 @@ def _answer(
         "graph": 0.0 if cached else explained.graph_ms,
     }
     return Answer(question, explained, kept.size, kept.crop, cached, timing, photo, started)
+
+
+def _check_room(question: Question, images: int) -> None:
+    """Refuses what could not be admitted at any time: to try later would not help."""
+    maps, most = images * len(question.targets), question.offer.backend.gate.limit
+    if maps > most:
+        raise RefusedError(
+            "too_many_instances", f"{maps} maps in a request; at most {most}: ask for fewer images or classes"
+        )
 
 
 def _check_finite(explained: Explained, question: Question) -> None:

@@ -85,7 +85,7 @@ def behind(described: Described, raw: bytes) -> bytes | None:
     if size is None:
         return None
     if size != len(raw):
-        raise RefusedError("bad_request", f"binary_data_size is {size} and {len(raw)} bytes follow the JSON")
+        raise RefusedError("bad_request", f"binary_data_size is {str(size)[:20]} and {len(raw)} bytes follow the JSON")
     return raw
 
 
@@ -112,7 +112,7 @@ def images(described: Described, blob: bytes | None, shape: tuple[int, int, int]
 
 def _encoded(described: Described, blob: bytes | None) -> list[bytes]:
     count = _length(described)
-    items = _from_json(described.data) if blob is None else _from_blob(blob)
+    items = _from_json(described.data) if blob is None else _from_blob(blob, count)
     if len(items) != count:
         raise RefusedError("bad_request", f"input image has shape {described.shape} and {len(items)} elements")
     return items
@@ -136,10 +136,11 @@ def _from_json(data: Sequence[Any] | None) -> list[bytes]:
     return found
 
 
-def _from_blob(blob: bytes) -> list[bytes]:
-    """Elements with their length before them: 4 bytes, little-endian."""
-    found, start = [], 0
-    while start < len(blob):
+def _from_blob(blob: bytes, count: int) -> list[bytes]:
+    """Elements with their length before them: 4 bytes, little-endian; one too many is enough to refuse them."""
+    found: list[bytes] = []
+    start = 0
+    while start < len(blob) and len(found) <= count:
         if start + 4 > len(blob):
             raise RefusedError("bad_request", "a BYTES tensor ends within a length")
         (length,) = struct.unpack_from("<I", blob, start)

@@ -5,14 +5,19 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from serve import admin, explain, kserve_v1, open_inference_v2
+from serve import admin, explain, kserve_v1, open_inference_v2, render
 from serve.forms import problem_response
 from serve.intake import Intake
+from serve.open_inference_v2 import LENGTH
 from serve.problems import RefusedError
 from serve.requests import identity
 from serve.service import Service
 
 CODES = {404: "not_found", 405: "method_not_allowed", 401: "unauthorized", 413: "body_too_large"}
+TOLD = {
+    "not_found": "there is nothing at this path; /docs lists what there is",
+    "method_not_allowed": "the path does not take this method; /docs lists what there is",
+}
 
 
 def create_web(service: Service) -> FastAPI:
@@ -38,9 +43,15 @@ def create_web(service: Service) -> FastAPI:
     app.exception_handler(RefusedError)(_refused)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_http)
-    if service.spec.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=service.spec.cors_origins, allow_methods=["GET", "POST"])
     app.add_middleware(Intake, service=service)
+    if service.spec.cors_origins:  # around the intake, so that its refusals can be read there, too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.spec.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-Api-Key", "X-Request-Id", "Content-Type", LENGTH],
+            expose_headers=["Retry-After", "X-Request-Id", LENGTH, *map(render.header, render.FACTS)],
+        )
     return app
 
 
@@ -67,6 +78,6 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
 
 async def _http(request: Request, error: HTTPException) -> Response:
     code = CODES.get(error.status_code, "bad_request")
-    response = await _refused(request, RefusedError(code, str(error.detail)))
+    response = await _refused(request, RefusedError(code, TOLD.get(code, str(error.detail))))
     response.headers.update(error.headers or {})
     return response

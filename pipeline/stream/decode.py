@@ -1,6 +1,7 @@
 """Encoded images to uint8 pixels of the model's size: libjpeg-turbo for plain JPEGs, Pillow for all else."""
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ FORMATS = tuple(
 )
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"\0\0\0\x0cjP  ")
 HARMLESS = "extraneous bytes before marker"
+MOST_SCANS = 100
+"""In a JPEG. Encoders write some twenty at most; each is a pass over the picture, so that thousands take hours."""
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # those that stand alone, and stuffed bytes, are none
 SCALING_MARGIN = 2  # libjpeg reduces to no less than this multiple of the resize target
 
 
@@ -118,6 +122,8 @@ class Decoder:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > self.max_pixels:
             raise RowError("too_large", f"{image.width} x {image.height} px is over max_pixels {self.max_pixels}")
+        if image.format in ("JPEG", "MPO") and _has_too_many_scans(data):
+            raise RowError("too_large", f"the JPEG has more than {MOST_SCANS} scans")
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if image.format in ("JPEG", "MPO") else None
         turned = orientation in (5, 6, 7, 8)
         size = (image.height, image.width) if turned else image.size
@@ -144,6 +150,21 @@ class Decoder:
         return Image.fromarray(pixels.squeeze(2) if space == "GRAY" else pixels)
 
 
+def _has_too_many_scans(data: bytes) -> bool:
+    """Counted by markers as the decoder meets them: what follows the picture may hold any bytes."""
+    position = scans = 0
+    if data.count(b"\xff\xda") <= MOST_SCANS:
+        return False
+    while scans <= MOST_SCANS and (found := _MARKER.search(data, position)):
+        kind = data[found.end() - 1]
+        if kind == 0xD9:  # end of the picture
+            break
+        scans += kind == 0xDA
+        length = 0 if kind == 0xD8 else int.from_bytes(data[found.end() : found.end() + 2])
+        position = found.end() + length
+    return scans > MOST_SCANS
+
+
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -167,15 +188,15 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        image = _eight_bit(np.asarray(image, dtype=np.float64))
+        image = _eight_bit(np.array(image, dtype=np.float64))
     return image if image.mode == mode else image.convert(mode)
 
 
 def _eight_bit(values: NDArray[np.float64]) -> Image.Image:
-    """32-bit grey: values up to 1, 255 or 65535 by what the image holds."""
+    """32-bit grey: values up to 1, 255 or 65535 by what the image holds; they are overwritten."""
     peak = values.max(initial=0)
-    scale = 255 if peak <= 1 else 1 if peak <= 255 else 1 / 257
-    return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+    values *= 255 if peak <= 1 else 1 if peak <= 255 else 1 / 257
+    return Image.fromarray(values.clip(0, 255, out=values).astype(np.uint8))
 
 
 def _reason(data: bytes, error: Exception) -> RowError:
