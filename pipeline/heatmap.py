@@ -1,10 +1,14 @@
 """Numbers that summarise a heatmap, and its storage as half precision without loss of range."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 HALF_MAX = 32768.0
 HALF_MIN = 2.0**-6  # below this maximum, small cells of a float16 map become subnormal
+CENTRE = (0.25, 0.75)
+"""The central half of a side: a quarter of the area."""
 
 
 def statistics(maps: Tensor) -> dict[str, Tensor]:
@@ -17,15 +21,13 @@ def statistics(maps: Tensor) -> dict[str, Tensor]:
         Columns of (M,) float32: heatmap_max, heatmap_min, mass_centre, gini, centroid_x, centroid_y, and (M, 4) `box`;
         NaN where the map has no positive cell.
     """
-    mass = maps.clamp_min(0)
-    total = mass.sum(dim=(1, 2))
-    share = mass / total.where(total > 0, torch.nan)[:, None, None]
+    share = positive_share(maps)
     height, width = maps.shape[1:]
     rows, columns = share.sum(dim=2), share.sum(dim=1)
     return {
         "heatmap_max": maps.amax(dim=(1, 2)),
         "heatmap_min": maps.amin(dim=(1, 2)),
-        "mass_centre": torch.einsum("mhw,h,w->m", share, _central(height, maps), _central(width, maps)),
+        "mass_centre": blocks(share, CENTRE)[:, 0, 0],
         "gini": _gini(share.flatten(1)),
         "centroid_x": columns @ _positions(width, maps),
         "centroid_y": rows @ _positions(height, maps),
@@ -33,16 +35,54 @@ def statistics(maps: Tensor) -> dict[str, Tensor]:
     }
 
 
+def positive_share(maps: Tensor) -> Tensor:
+    """The positive mass of maps as shares of its sum.
+
+    Args:
+        maps: (M, h, w), raw and signed.
+
+    Returns:
+        (M, h, w), each map's sum 1; NaN where it has no positive cell.
+    """
+    mass = maps.clamp_min(0)
+    total = mass.sum(dim=(1, 2))
+    return mass / total.where(total > 0, torch.nan)[:, None, None]
+
+
+def blocks(mass: Tensor, edges: Sequence[float]) -> Tensor:
+    """Sums of maps over the blocks between edges; a cell on an edge is divided by area.
+
+    Args:
+        mass: (M, h, w).
+        edges: ascending shares of the side, the same for both sides; n edges make n - 1 rows and columns of blocks.
+
+    Returns:
+        (M, n - 1, n - 1).
+    """
+    height, width = mass.shape[1:]
+    return torch.einsum("mhw,ah,bw->mab", mass, overlaps(height, edges, mass), overlaps(width, edges, mass))
+
+
+def overlaps(count: int, edges: Sequence[float], like: Tensor) -> Tensor:
+    """Which share of each of `count` cells lies between two neighbouring edges.
+
+    Args:
+        count: of cells on a side.
+        edges: ascending shares of the side, n of them.
+        like: decides device and dtype.
+
+    Returns:
+        (n - 1, count), exact where edges fall between cells.
+    """
+    left = torch.arange(count, device=like.device, dtype=like.dtype)
+    limits = torch.tensor([edge * count for edge in edges], device=like.device, dtype=like.dtype)[:, None]
+    shared = torch.minimum(left + 1, limits[1:]) - torch.maximum(left, limits[:-1])
+    return shared.clamp_min(0)
+
+
 def _positions(count: int, like: Tensor) -> Tensor:
     """Centres of `count` cells as shares of the side."""
     return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
-
-
-def _central(count: int, like: Tensor) -> Tensor:
-    """Share of each of `count` cells that lies in the central half of the side."""
-    left = torch.arange(count, device=like.device, dtype=like.dtype) / count
-    overlap = torch.minimum(left + 1 / count, torch.full_like(left, 0.75)) - left.clamp_min(0.25)
-    return overlap.clamp_min(0) * count
 
 
 def _gini(share: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.sentence import sentence
+from pipeline.report.sentence import sentence
 from serve.service import Answer
 
 STATISTICS = ("mass_centre", "centroid_x", "centroid_y", "gini", "box")

@@ -15,7 +15,7 @@ from samples import encoded, job, jpeg, rows, state, write_tar
 from serving import TINY
 
 from pipeline.jobs.explain import explain
-from serve.sentence import ninths, sentence
+from pipeline.report.sentence import ninths, sentence
 from serve.service import Service
 
 Ask = Callable[..., httpx.Response]
