@@ -116,8 +116,8 @@ class Infidelity(Metric):
     """Infidelity: E_I (β I·Φ - (f(x) - f(x - I ⊙ x)))² of the logit f, over random squares I that are set to 0.
 
     β is 1, or with `normalise` the scale that makes the expectation least, so that the unit of a map does not matter:
-    β = E[I·Φ Δf] / E[(I·Φ)²], as in captum. Departures: I is the mask, as for attributions that hold the factor x (captum,
-    `multiply_by_inputs`); squares lie at random places, where the paper's lie on every place of a grid.
+    β = E[I·Φ Δf] / E[(I·Φ)²], as in captum. Departures: I is the mask, as for attributions that hold the factor x
+    (captum's `multiply_by_inputs`); squares lie at random places, where the paper's lie on every place of a grid.
 
     Args:
         chunk: see `Metric`.

@@ -10,17 +10,19 @@ from pipeline.attribution.base import generator
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps at another resolution, bilinear with half-pixel centres; the one way metrics enlarge a map.
 
+    Computed in float64 and rounded to float32: between equal cells lie equal pixels, which rounding in float32 would
+    put in an order of its own.
+
     Args:
         maps: (N, h, w).
         size: H, W in px.
 
     Returns:
-        (N, H, W) float32, or float64 where the maps are.
+        (N, H, W) float32; maps of that size as they are.
     """
-    exact = maps if maps.dtype == torch.float64 else maps.float()
     if maps.shape[1:] == size:
-        return exact
-    return F.interpolate(exact[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        return maps
+    return F.interpolate(maps.double()[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].float()
 
 
 def pixel_ranks(maps: Tensor, seeds: Tensor, *, seed: int) -> Tensor:

@@ -166,13 +166,13 @@ class _RemovalAccuracy(Metric):
     def __call__(self, subject: Subject, batch: Explained) -> Measured:
         """See `Metric.__call__`; `correct` (N, 9), 0 or 1, over the share of removed pixels."""
         pixels = math.prod(batch.size)
-        counts = torch.tensor([int(pixels * share) for share in SHARES], device=batch.x.device)
+        counts = pixels * torch.arange(1, 10, device=batch.x.device) // 10
         ranks = pixel_ranks(resized(batch.maps, batch.size), batch.seeds, seed=self.seed)
         correct = sweep(
             subject.logits,
             batch,
             partial(changed, pixels - 1 - ranks if self.least_first else ranks, counts),
-            len(SHARES),
+            len(counts),
             parts=partial(self.parts_of, x=batch.x),
             read=target_wins,
         )

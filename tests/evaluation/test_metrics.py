@@ -40,10 +40,8 @@ def same(found, expected, tolerance=0.0):
         torch.testing.assert_close(found.parts[name], part, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("name", "change"), CASES, ids=str)
-def test_metric_equals_its_reference(name, change, model):
-    assert name in METRIC_REFERENCES, f"metric {name} has no reference; add one to tests/reference"
-    subject, batch = judged(model, count=2)
+def compare(name, change, model, subject, batch):
+    """Ours beside the reference, image by image and part by part."""
     found = few(name, **change)(subject, batch)
     parameters = {**FEW.get(name, {}), **change}
     rows = zip(batch.x, batch.maps.double(), batch.targets.tolist(), batch.seeds.tolist(), strict=True)
@@ -54,6 +52,20 @@ def test_metric_equals_its_reference(name, change, model):
         for key, part in parts.items():
             torch.testing.assert_close(found.parts[key][n].cpu(), torch.tensor(part).double(), rtol=0, atol=2e-5)
             assert found.parts[key].ndim == 1 or found.parts[key].shape == (2, len(found.axis))
+
+
+@pytest.mark.parametrize(("name", "change"), CASES, ids=str)
+def test_metric_equals_its_reference(name, change, model):
+    assert name in METRIC_REFERENCES, f"metric {name} has no reference; add one to tests/reference"
+    compare(name, change, model, *judged(model, count=2))
+
+
+@pytest.mark.parametrize("name", ["insertion", "deletion", "morf", "lerf", "mufidelity", "infidelity"])
+def test_maps_of_a_layer_equal_the_reference(name, model):
+    """Fewer cells than pixels, and many of them equal: what a CAM gives."""
+    subject, batch = judged(model, count=2)
+    maps = torch.nn.functional.avg_pool2d(batch.maps[:, None], 5)[:, 0].relu()
+    compare(name, {}, model, subject, dataclasses.replace(batch, maps=maps))
 
 
 @pytest.mark.parametrize(("name", "change"), [(n, c) for n in CHANGED for c in CHANGED[n]], ids=str)

@@ -29,8 +29,10 @@ def _probability(network, image, target):
 
 
 def enlarged(heatmap, height, width):
-    """Bilinear with half-pixel centres; beyond the outermost centres the value stays."""
+    """Bilinear with half-pixel centres, rounded to float32; beyond the outermost centres the value stays."""
     rows, columns = heatmap.shape
+    if (rows, columns) == (height, width):
+        return heatmap
     out = np.zeros((height, width))
     for i in range(height):
         for j in range(width):
@@ -41,7 +43,7 @@ def enlarged(heatmap, height, width):
             upper = heatmap[top, left] * (1 - x + left) + heatmap[top, right] * (x - left)
             lower = heatmap[down, left] * (1 - x + left) + heatmap[down, right] * (x - left)
             out[i, j] = upper * (1 - y + top) + lower * (y - top)
-    return out
+    return out.astype(np.float32).astype(np.float64)
 
 
 def order(heatmap, sample, seed):
