@@ -131,28 +131,28 @@ def leading_eigenpair(gram: Tensor) -> tuple[Tensor, Tensor]:
     return value, vector.squeeze(2)
 
 
-PLAIN: dict[Any, Callable[..., Any]] = {
-    **core_aten_decompositions(),
-    aten.convolution_backward.default: convolution_backward,
-    aten.max_pool2d_with_indices_backward.default: max_pool2d_backward,
-    aten.avg_pool2d_backward.default: avg_pool2d_backward,
-    aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool2d_backward,
-    aten._safe_softmax.default: safe_softmax,
-    torch.ops.raylens.leading_eigenpair.default: leading_eigenpair,
-}
-"""What replaces an operator in a trace."""
+def resize(x: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
+    """Bilinear interpolation as two products of matrices; torch's own operator has no backward for any batch."""
+
+    def weights(before: int, after: int) -> Tensor:
+        line = torch.eye(before, dtype=x.dtype, device=x.device)[None]
+        return F.interpolate(line, size=after, mode="linear", align_corners=align_corners)[0]
+
+    return weights(x.shape[2], size[0]).T @ x @ weights(x.shape[3], size[1])
 
 
-def pad(x: Tensor, sizes: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+def pad(x: Tensor, sizes: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
     """Padding by a constant, as a concatenation; a trace of torch's own operator fixes the size of the batch."""
-    if mode != "constant" or min(sizes, default=0) < 0:
-        plain: Tensor = aten.pad(x, list(sizes), mode, value)
-        return plain
+    if mode != "constant":
+        return NotImplemented
     for number in range(0, len(sizes), 2):
         axis = x.ndim - 1 - number // 2
-        before, after = (_filled(x, axis, width, value or 0.0) for width in sizes[number : number + 2])
-        if parts := [part for part in (before, after) if part is not None]:
-            x = torch.cat([*parts[: before is not None], x, *parts[before is not None :]], dim=axis)
+        before, after = sizes[number : number + 2]
+        if before == after == 0:
+            continue
+        x = x.narrow(axis, max(0, -before), x.shape[axis] - max(0, -before) - max(0, -after))
+        parts = [_filled(x, axis, before, value or 0.0), x, _filled(x, axis, after, value or 0.0)]
+        x = torch.cat([part for part in parts if part is not None], dim=axis)
     return x
 
 
@@ -160,7 +160,20 @@ def _filled(x: Tensor, axis: int, width: int, value: float) -> Tensor | None:
     """A block of a constant as wide as asked for and else of x's shape."""
     shape = list(x.shape)
     shape[axis] = width
-    return x.new_full(shape, value) if width else None
+    return x.new_full(shape, value) if width > 0 else None
+
+
+PLAIN: dict[Any, Callable[..., Any]] = {
+    **core_aten_decompositions(),
+    aten.convolution_backward.default: convolution_backward,
+    aten.max_pool2d_with_indices_backward.default: max_pool2d_backward,
+    aten.avg_pool2d_backward.default: avg_pool2d_backward,
+    aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool2d_backward,
+    aten._safe_softmax.default: safe_softmax,
+    aten.pad.default: pad,
+    torch.ops.raylens.leading_eigenpair.default: leading_eigenpair,
+}
+"""What replaces an operator in a trace."""
 
 
 class PlainFunctions(TorchFunctionMode):
@@ -173,7 +186,7 @@ class PlainFunctions(TorchFunctionMode):
         if func is F.adaptive_avg_pool2d and args[1] in (1, (1, 1), [1, 1]):
             return args[0].mean((-2, -1), keepdim=True)
         if func is F.interpolate and (asked := kwargs or {}).get("mode") == "bilinear" and asked.get("size"):
-            return aten.upsample_bilinear2d.default(args[0], list(asked["size"]), bool(asked.get("align_corners")))
-        if func is F.pad:
-            return pad(*args, **(kwargs or {}))
+            return resize(args[0], asked["size"], align_corners=bool(asked.get("align_corners")))
+        if func is F.pad and (padded := pad(*args, **(kwargs or {}))) is not NotImplemented:
+            return padded
         return func(*args, **(kwargs or {}))

@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.attribution.eigen import leading_eigenpair as exact_eigenpair
 from pipeline.runtime import operators
+from pipeline.runtime.trace import trace
 
 aten = torch.ops.aten
 
@@ -98,7 +100,32 @@ def test_padding(sizes: tuple[int, ...]) -> None:
     torch.testing.assert_close(operators.pad(x, sizes, value=2.5), torch.nn.functional.pad(x, sizes, value=2.5))
 
 
-def test_padding_by_reflection() -> None:
-    x = noise(2, 3, 4)
-    found = operators.pad(x, (1, 1), mode="reflect")
-    torch.testing.assert_close(found, torch.nn.functional.pad(x, (1, 1), mode="reflect"))
+def test_other_padding_is_left_to_torch() -> None:
+    assert operators.pad(noise(2, 3, 4), (1, 1), mode="reflect") is NotImplemented
+
+
+class Padded(torch.nn.Module):
+    """Pads, unfolds, resizes and pools in ways that torch's own operators trace for one size of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(F.pad(x, (1, 1, 1, 1), mode="reflect"), (1, -1, 0, 2))
+        x = F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1)
+        return F.avg_pool2d(F.interpolate(x, size=(12, 12), mode="bilinear"), 3, 2, 1)
+
+
+def test_a_trace_takes_any_number_of_images() -> None:
+    module = Padded()
+
+    def gradient(x: Tensor) -> tuple[Tensor, ...]:
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(module(leaf).square().sum(), leaf)
+
+    x = noise(5, 2, 8, 8)
+    torch.testing.assert_close(trace(gradient, [x[:3]]).module()(x), gradient(x))
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_resizing(align_corners: bool) -> None:
+    x = noise(2, 3, 4, 5)
+    expected = F.interpolate(x, size=(7, 3), mode="bilinear", align_corners=align_corners)
+    torch.testing.assert_close(operators.resize(x, (7, 3), align_corners=align_corners), expected)
