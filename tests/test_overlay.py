@@ -45,3 +45,15 @@ def test_scale_does_not_change_the_picture() -> None:
     heatmap = np.random.default_rng(0).normal(size=(7, 7)).astype(np.float32)
     difference = np.asarray(overlay(GREY, heatmap)).astype(int) - np.asarray(overlay(GREY, heatmap * 1e4))
     assert np.abs(difference).max() <= 1
+
+
+def test_pictures_of_one_peak_share_a_scale() -> None:
+    """Half the peak looks the same whatever else is on the map; a map of its own scale would be red throughout."""
+    alone, beside = np.full((8, 8), 0.5, np.float32), np.full((8, 8), 0.5, np.float32)
+    beside[7, 7] = 1.0
+    first, second = (
+        np.asarray(overlay(GREY, heatmap, colormap="Reds", opacity=1.0, peak=1.0)).astype(int)
+        for heatmap in (alone, beside)
+    )
+    np.testing.assert_array_equal(first[:40, :40], second[:40, :40])
+    assert first[0, 0, 1] > second[62, 62, 1] + 50
