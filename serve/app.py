@@ -6,6 +6,7 @@ that they cannot stand before the others.
 """
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +16,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from pipeline.choice import choose
+from pipeline.flags import parsed
 from schemas.graph import GraphSpec
 from schemas.online import Replicas, ServeSpec
 from serve.engine import Explained, Task
@@ -91,8 +93,28 @@ class Endpoint(GrpcInference):
             raise RuntimeError("an engine has failed")
 
 
-def build_app(spec: ServeSpec) -> serve.Application:
-    """The application of `raylens serve`, of `serve run serve.app:build_app` and of a RayService.
+def build_app(arguments: dict[str, Any]) -> serve.Application:
+    """The application of `serve run serve.app:build_app config=serve.yaml`, and of a RayService.
+
+    Addresses, ports and proxies are Ray Serve's own there: those of the specification are for `raylens serve`.
+
+    Args:
+        arguments: fields of `schemas.online.ServeSpec`, as `args` of a RayService has them; or `config` alone, the path
+            of a YAML file with these fields.
+
+    Returns:
+        What Ray Serve deploys.
+
+    Raises:
+        SpecError: the file cannot be read, or a field of it is wrong.
+    """
+    if arguments.keys() == {"config"}:
+        return application(parsed(ServeSpec, {"config": Path(arguments["config"])}))
+    return application(ServeSpec(**arguments))
+
+
+def application(spec: ServeSpec) -> serve.Application:
+    """The application of a specification.
 
     Args:
         spec: of the service; `runtime: auto` is measured here, once for all processes.

@@ -19,7 +19,7 @@ from rich.console import Console
 from pipeline.errors import WorkerError
 from pipeline.jobs.cluster import OWN
 from schemas.online import ServeSpec
-from serve.app import NAME, build_app
+from serve.app import NAME, application
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Images go to slow methods through it; nothing stays in it."""
@@ -37,7 +37,7 @@ def run(spec: ServeSpec) -> None:
     console = Console(stderr=True)
     stop = threading.Event()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    app = build_app(spec)
+    app = application(spec)
     with _cluster(spec):
         try:
             with console.status("loading models and warming them up"):
@@ -119,6 +119,7 @@ def _cluster(spec: ServeSpec) -> Iterator[None]:
         pools = (spec.replicas, spec.slow)
         cpus = max(os.cpu_count() or 1, math.ceil(sum(pool.cpus * pool.max_replicas for pool in pools)))
         options |= {**OWN, "object_store_memory": OBJECT_STORE_BYTES, "num_cpus": cpus}
+        options["_system_config"] = {**OWN["_system_config"], "worker_niceness": 0}  # someone waits for each answer
     else:
         options["address"] = spec.ray_address or "auto"
     with ThreadPoolExecutor(1, "raylens-cluster") as background:

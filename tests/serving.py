@@ -1,10 +1,13 @@
 """A service on a tiny network in this process, and requests to its application without a network."""
 
 import asyncio
+import socket
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httpx
+import pytest
 import torch
 
 from schemas.online import ServeSpec
@@ -49,3 +52,24 @@ def talk(service: Service, requests: Requests) -> Any:
             return await requests(client)
 
     return asyncio.run(run())
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait_until_ready(client: httpx.Client, is_running: Callable[[], bool] = lambda: True) -> None:
+    """Until a service of other processes answers."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert is_running(), "the command ended"
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.3)
+    pytest.fail("not ready within 120 s")

@@ -3,43 +3,25 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc as triton
 import yaml
 from samples import jpeg
-from serving import TINY
+from serving import TINY, free_port, wait_until_ready
+from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.ray
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def wait_until_ready(client: httpx.Client, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the command ended"
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.3)
-    pytest.fail("not ready within 120 s")
 
 
 def stop(process: subprocess.Popen[str]) -> None:
@@ -54,17 +36,26 @@ def stop(process: subprocess.Popen[str]) -> None:
         process.kill()
 
 
+class Running(NamedTuple):
+    """The service of this file."""
+
+    client: httpx.Client
+    grpc: str
+    process: subprocess.Popen[str]
+
+
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
-    """A service of one fast and one slow method."""
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A service of one fast and one slow method, behind HAProxy."""
     folder = tmp_path_factory.mktemp("serve")
     config = {
+        "host": "0.0.0.0",
         "port": free_port(),
+        "grpc_port": free_port(),
         "models": {"tiny": {**TINY, "methods": {"gradcam": {}, "smoothgrad": {"samples": 4}}}},
         "replicas": {"cpus": 0.5},
         "slow": {"cpus": 0.5},
         "cache": {"bytes": 0},
-        "proxy": "haproxy",
     }
     (folder / "serve.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "serve.cli", "serve", "--config", "serve.yaml"]
@@ -72,8 +63,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cl
     with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{config['port']}", timeout=30) as client:
-                wait_until_ready(client, process)
-                yield client, process
+                wait_until_ready(client, lambda: process.poll() is None)
+                yield Running(client, f"127.0.0.1:{config['grpc_port']}", process)
         finally:
             stop(process)
 
@@ -84,8 +75,8 @@ def explained(client: httpx.Client, seed: int, method: str) -> Any:
     return answer.json()
 
 
-def test_fast_and_slow_methods_answer_at_once(running: tuple[httpx.Client, subprocess.Popen[str]]) -> None:
-    client, _ = running
+def test_fast_and_slow_methods_answer_at_once(running: Running) -> None:
+    client = running.client
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda n: explained(client, n, ("gradcam", "smoothgrad")[n % 2]), range(16)))
     assert {row["method"] for row in found} == {"gradcam", "smoothgrad"}
@@ -100,8 +91,25 @@ def replicas(process: subprocess.Popen[str], name: str) -> list[psutil.Process]:
     return [child for child in children if f"ServeReplica:raylens:{name}" in " ".join(child.cmdline())]
 
 
-def test_a_slow_process_that_dies_is_replaced(running: tuple[httpx.Client, subprocess.Popen[str]]) -> None:
-    client, process = running
+def test_grpc_is_the_same_graph(running: Running) -> None:
+    image = triton.InferInput("image", [1], "BYTES").set_data_from_numpy(np.array([jpeg(0)], dtype=np.object_))
+    with triton.InferenceServerClient(running.grpc) as client:
+        assert client.is_server_ready()
+        for method in ("gradcam", "smoothgrad"):
+            expected = explained(running.client, 0, method)
+            found = client.infer("tiny", [image], parameters={"method": method})
+            assert found.get_response().parameters["graph_digest"].string_param == expected["graph_digest"]
+            np.testing.assert_allclose(found.as_numpy("heatmap")[0], expected["heatmap"]["data"], rtol=1e-3, atol=1e-9)
+        with pytest.raises(InferenceServerException, match="has no method") as caught:
+            client.infer("tiny", [image], parameters={"method": "nothing"})
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("tiny", [image], client_timeout=0.0005)
+        assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+
+
+def test_a_slow_process_that_dies_is_replaced(running: Running) -> None:
+    client, process = running.client, running.process
     [victim] = replicas(process, "SlowEndpoint")
     victim.kill()
     deadline = time.monotonic() + 60
@@ -114,9 +122,9 @@ def test_a_slow_process_that_dies_is_replaced(running: tuple[httpx.Client, subpr
     assert statuses[-1] == 200
 
 
-def test_a_signal_ends_it_and_leaves_nothing(running: tuple[httpx.Client, subprocess.Popen[str]]) -> None:
+def test_a_signal_ends_it_and_leaves_nothing(running: Running) -> None:
     """The last test of this file: what was accepted is answered first."""
-    client, process = running
+    client, process = running.client, running.process
     family = psutil.Process(process.pid).children(recursive=True)
     with ThreadPoolExecutor(4) as pool:
         pending = [pool.submit(explained, client, n, "smoothgrad") for n in range(4)]
