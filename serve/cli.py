@@ -46,6 +46,8 @@ def _environment(spec: ServeSpec) -> None:
     if spec.ray_address or os.environ.get("RAY_ADDRESS"):
         return
     os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", str(max(spec.limits.body_bytes, GRPC_ANSWER_BYTES)))
+    for name in ("USER_CODE_IN_SEPARATE_THREAD", "ROUTER_IN_SEPARATE_LOOP"):  # nothing blocks our event loop
+        os.environ.setdefault(f"RAY_SERVE_RUN_{name}", "0")
     if not spec.with_haproxy():
         return
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"

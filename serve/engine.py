@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.graph import columns
+from pipeline.heatmap import statistics
 from serve.graphs import OnlineGraph, example
 from serve.problems import RefusedError
 from serve.targets import PREDICTED
@@ -256,19 +256,23 @@ class Engine:
     def _explained(self, batch: Sequence[Waiting]) -> list[Explained]:
         started = time.perf_counter()
         tasks = [waiting.task for waiting in batch]
-        answer = self.graph.answer(
+        result = self.graph.answer(
             np.stack([task.pixels for task in tasks]), [t.sample_id for t in tasks], [t.target for t in tasks]
-        )
-        found = columns(answer)
-        probabilities = answer.attribution.logits.float().softmax(dim=1).cpu().numpy()
+        ).attribution
+        probabilities = result.logits.float().softmax(dim=1).cpu().numpy()
+        maps = result.maps[:, 0].float()
+        numbers = {name: value.cpu().numpy() for name, value in statistics(maps).items()}
+        targets = result.targets[:, 0].tolist()
+        checks = [None] * len(batch) if result.check is None else result.check[:, 0].tolist()
+        heatmaps = maps.cpu().numpy()
         graph_ms = (time.perf_counter() - started) * 1000
         return [
             Explained(
                 probabilities=probabilities[n],
-                target=int(found["targets"][n, 0]),
-                heatmap=found["heatmaps"][n, 0],
-                statistics={name: value[n, 0].tolist() for name, value in found["statistics"].items()},
-                check=None if found["check"] is None else float(found["check"][n, 0]),
+                target=targets[n],
+                heatmap=heatmaps[n],
+                statistics={name: value[n].tolist() for name, value in numbers.items()},
+                check=checks[n],
                 queue_ms=(started - waiting.since) * 1000,
                 graph_ms=graph_ms,
                 batch=len(batch),

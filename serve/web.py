@@ -36,7 +36,7 @@ def create_web(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.state.body_bytes = service.spec.limits.body_bytes
-    for module in (explain, admin, kserve_v1, open_inference_v2):
+    for module in (explain, kserve_v1, open_inference_v2, admin):  # routes are tried in this order
         app.include_router(module.router)
     if (page := _page()) is not None:
         app.include_router(page)
