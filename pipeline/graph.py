@@ -162,7 +162,7 @@ class ExplanationGraph:
         device = self.spec.device
         x = torch.tensor(pixels).to(device, non_blocking=True)
         known = torch.tensor(labels if labels is not None else [0] * len(sample_ids), device=device)
-        seeds = torch.tensor([_seed(sample_id) for sample_id in sample_ids])
+        seeds = torch.tensor([seed_of(sample_id) for sample_id in sample_ids])
         return self.runtime(x, known, seeds)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -176,13 +176,29 @@ class ExplanationGraph:
         Returns:
             Of `schemas.explanations.fragment_schema`.
         """
-        rejects, rows = records.split(batch, self.model, needs_label=isinstance(self.target, target.Label))
+        rejects, rows = self.split(batch)
         parts = [rejects]
         for start in range(0, rows.table.num_rows, self.spec.batch_size):
             part = rows.slice(start, self.spec.batch_size)
             found = self.explain(part.pixels(self.model.preprocessing.shape), part.sample_ids, part.labels)
-            parts.append(records.explained(part, found, self))
+            parts.append(self.rows(part, found))
         return pa.concat_tables([records.with_schema(part, self.schema) for part in parts])
+
+    def split(self, batch: pa.Table) -> tuple[pa.Table, records.Rows]:
+        """Separates the images that can be explained; see `pipeline.records.split`."""
+        return records.split(batch, self.model, needs_label=isinstance(self.target, target.Label))
+
+    def rows(self, images: records.Rows, found: Columns) -> pa.Table:
+        """The rows of one batch.
+
+        Args:
+            images: N decoded images.
+            found: what the graph says of them.
+
+        Returns:
+            Explanations in the images' order, then rejects; of `schema`.
+        """
+        return records.explained(images, found, self)
 
 
 def digest(spec: GraphSpec, model: LoadedModel) -> str:
@@ -212,7 +228,7 @@ def _short(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _seed(sample_id: str) -> int:
+def seed_of(sample_id: str) -> int:
     """A 63-bit integer that depends on the sample alone."""
     return int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest()) >> 1
 

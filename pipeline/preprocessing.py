@@ -96,6 +96,21 @@ class Preprocessing:
             return short, max(short, int(short * height / width))
         return max(short, int(short * width / height)), short
 
+    def crop(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Which part of an image the network sees.
+
+        Args:
+            size: width and height of the image, px.
+
+        Returns:
+            Left, top, right, bottom in px of the image; beyond its edges where a border is added.
+        """
+        wide, tall = self.resized(size)
+        rows, columns = self.size
+        left, top = round((wide - columns) / 2), round((tall - rows) / 2)
+        x, y = size[0] / wide, size[1] / tall
+        return (left * x, top * y, (left + columns) * x, (top + rows) * y)
+
     def normalise(self, pixels: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
         """Turns uint8 pixels into the model's input, on the device the pixels are on.
 

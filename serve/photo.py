@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import RowError
-from pipeline.preprocessing import Preprocessing
 from pipeline.stream.decode import Decoder
 from pipeline.stream.storage import open_filesystem
 from serve.problems import RefusedError, of_row
@@ -68,7 +67,7 @@ class Encoded:
             found = decoder.decode(self.data)
         except RowError as error:
             raise of_row(error) from error
-        return Photo(found.pixels, found.width, found.height, crop(decoder.preprocessing, found.width, found.height))
+        return Photo(found.pixels, found.width, found.height, decoder.preprocessing.crop((found.width, found.height)))
 
 
 @dataclass(frozen=True)
@@ -92,24 +91,6 @@ class Raw:
 
 
 Source = Encoded | Raw
-
-
-def crop(preprocessing: Preprocessing, width: int, height: int) -> tuple[float, float, float, float]:
-    """Which part of an image the network sees: left, top, right, bottom in px of the image.
-
-    Args:
-        preprocessing: resizes and crops about the centre.
-        width: of the image, px.
-        height: of the image, px.
-
-    Returns:
-        Beyond the image's edges where the preprocessing adds a border.
-    """
-    wide, tall = preprocessing.resized((width, height))
-    rows, columns = preprocessing.size
-    left, top = round((wide - columns) / 2), round((tall - rows) / 2)
-    x, y = width / wide, height / tall
-    return (left * x, top * y, (left + columns) * x, (top + rows) * y)
 
 
 def from_base64(text: object) -> Encoded:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pipeline.errors import RowError, WorkerDiedError
-from pipeline.graph import ExplanationGraph
+from pipeline.measuring import graph_of
 from pipeline.stream import sources
 from pipeline.stream.decode import Decoder
 from pipeline.stream.ledger import Span
@@ -77,5 +77,5 @@ def _reject(steps: Steps, item: Work) -> None:
         return
     decoder = Decoder(steps.preprocessing, max_pixels=steps.max_pixels)
     rejected = sample._replace(data=b"", error=RowError("crashed", MESSAGE, stage="graph"))
-    graph = ExplanationGraph(steps.graph.model_copy(update={"device": "cpu"}), steps.storage, cache=steps.cache)
+    graph = graph_of(steps, device="cpu")
     steps.commit(graph(decoder.table([rejected], item.shard.name)))

@@ -3,7 +3,9 @@
 import importlib.metadata
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
@@ -24,6 +26,7 @@ from pipeline.stream.steps import Steps
 from schemas.explanations import SCHEMA_VERSION
 from schemas.graph import GraphSpec
 from schemas.job import JobSpec
+from schemas.measures import MeasureSpec
 from schemas.run import RunRecord
 
 PACKAGES = (
@@ -41,7 +44,26 @@ PACKAGES = (
 )
 
 
-def run(spec: JobSpec, ledger: Ledger, shown: Display, ready: Callable[[], None]) -> RunRecord:
+@dataclass(frozen=True)
+class Selection:
+    """A part of the input, and what to measure of it.
+
+    Attributes:
+        plan: shards with the rows to take.
+        measures: metrics of the maps.
+    """
+
+    plan: list[Shard]
+    measures: MeasureSpec
+
+    def identity(self, spec: JobSpec) -> dict[str, Any]:
+        """What decides the output, by name."""
+        return spec.identity() | {"measures": self.measures.model_dump(mode="json")}
+
+
+def run(
+    spec: JobSpec, ledger: Ledger, shown: Display, ready: Callable[[], None], selection: Selection | None = None
+) -> RunRecord:
     """Explains what is missing, seals and writes `run.json`.
 
     Args:
@@ -49,6 +71,7 @@ def run(spec: JobSpec, ledger: Ledger, shown: Display, ready: Callable[[], None]
         ledger: of the output.
         shown: told what happens.
         ready: waits for the cluster, see `pipeline.jobs.cluster`.
+        selection: rows to explain and what to measure of them; None for every row of the input, and nothing.
 
     Returns:
         The record that was written.
@@ -68,9 +91,9 @@ def run(spec: JobSpec, ledger: Ledger, shown: Display, ready: Callable[[], None]
         shown.say("golden set", top1=f"{top1:.3f}", required=spec.golden_top1)
     runner = connected(spec, ready)
     graph = settled(spec, runner.device, model, ledger, shown)  # before the output belongs to this job
-    plan = ledger.plan() or _planned(spec, ledger, shown)
+    plan = ledger.plan() or _planned(spec, ledger, shown, selection)
     with published(spec, shown) as metrics:
-        steps = prepared(spec, graph, model, ledger)
+        steps = prepared(spec, graph, model, ledger, selection.measures if selection else None)
         counts = streamed(steps, plan, runner, shown, metrics)
         record = _record(spec, steps, model, counts, started, len(plan))
         ledger.write_json(record.model_dump(mode="json"), "run.json")
@@ -96,11 +119,14 @@ def check_fit(spec: JobSpec, model: LoadedModel) -> None:
         raise MethodError(f"method {spec.method} gives the same map for every class: drop --target {spec.target}")
 
 
-def _planned(spec: JobSpec, ledger: Ledger, shown: Display) -> list[Shard]:
+def _planned(spec: JobSpec, ledger: Ledger, shown: Display, selection: Selection | None) -> list[Shard]:
     if ledger.read_json(STATE, "job.json") is None and _occupied(ledger):
         raise OutputError(
             f"{spec.output} holds files that no raylens job wrote; choose another --output or --overwrite"
         )
+    if selection is not None:
+        ledger.write_json({"identity": selection.identity(spec), "digest": spec.digest()}, STATE, "job.json")
+        return ledger.freeze(selection.plan)
     found = sources.find(spec.input, spec.storage, forced=spec.format, image=spec.image_field)
     ledger.write_json({"identity": spec.identity(), "digest": spec.digest()}, STATE, "job.json")
     fields = sources.Fields(spec.image_field, spec.label_field, spec.id_field, spec.attributes)
@@ -119,7 +145,9 @@ def _occupied(ledger: Ledger) -> bool:
     return any(ledger.filesystem.exists(ledger.path(name)) for name in ("explanations", "rejects"))
 
 
-def prepared(spec: JobSpec, graph: GraphSpec, model: LoadedModel, ledger: Ledger) -> Steps:
+def prepared(
+    spec: JobSpec, graph: GraphSpec, model: LoadedModel, ledger: Ledger, measures: MeasureSpec | None = None
+) -> Steps:
     """The steps of a job; refuses to go on with another graph than the job began with.
 
     Args:
@@ -127,6 +155,7 @@ def prepared(spec: JobSpec, graph: GraphSpec, model: LoadedModel, ledger: Ledger
         graph: settled, see `pipeline.jobs.settle`.
         model: resolved in the driver.
         ledger: of the output.
+        measures: what to measure of the maps.
 
     Returns:
         The steps, with every file's metadata.
@@ -158,6 +187,7 @@ def prepared(spec: JobSpec, graph: GraphSpec, model: LoadedModel, ledger: Ledger
         limit=spec.limit,
         part_rows=parts.row_limit(shape[0] * shape[1] * item),
         cache=cache(spec),
+        measures=measures,
     )
 
 

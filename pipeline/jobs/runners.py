@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.errors import RaylensError, SpecError, WorkerDiedError, WorkerError
-from pipeline.graph import ExplanationGraph
+from pipeline.measuring import graph_of
 from pipeline.runtime.threads import one_thread
 from pipeline.stream.parts import Counts, Group
 from pipeline.stream.steps import Steps, Work
@@ -45,7 +45,7 @@ class LocalRunner:
 
     def stream(self, steps: Steps, work: Sequence[Work], *, errors_allowed: int = 0) -> Iterator[dict[str, Any]]:
         """See `Runner`; a process that dies here takes the job with it."""
-        graph = ExplanationGraph(steps.graph, steps.storage, cache=steps.cache)
+        graph = graph_of(steps)
         with one_thread():
             for item in work:
                 for table in steps.decoded(item):

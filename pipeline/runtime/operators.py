@@ -79,7 +79,8 @@ def avg_pool2d_backward(
     spread = F.conv_transpose2d(grad.flatten(0, 1).unsqueeze(1), ones, stride=list(stride))
     top, left = padding
     spread = pad(spread, (0, max(0, left + size[1] - spread.shape[3]), 0, max(0, top + size[0] - spread.shape[2])))
-    return spread[:, :, top : top + size[0], left : left + size[1]].reshape(x.shape)
+    inside: Tensor = spread[:, :, top : top + size[0], left : left + size[1]].reshape(x.shape)
+    return inside
 
 
 def _averaged(

@@ -17,7 +17,6 @@ from ray.util.metrics import Counter, Histogram
 
 from pipeline.stream.parts import Counts, Group
 from pipeline.stream.steps import Steps, Work
-from schemas.graph import GraphSpec
 
 TASK_CPUS = 0.25  # reading, decoding and writing wait for storage half of the time
 TASK_RETRIES = 4  # Ray Data's default is to repeat an image that kills its process for ever
@@ -72,19 +71,18 @@ class Explainer:
     Only actors import torch: it would cost every process that reads, decodes or writes seconds at its start.
 
     Args:
-        spec: of the graph.
-        storage: fsspec options.
-        cache: of compiled graphs.
+        steps: of the job.
     """
 
-    def __init__(self, spec: GraphSpec, storage: dict[str, Any], cache: str | None) -> None:
+    def __init__(self, steps: Steps) -> None:
         import torch
 
-        from pipeline.graph import ExplanationGraph
+        from pipeline.measuring import graph_of
 
+        spec = steps.graph
         if spec.device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor a core; and one thread gives the same bits everywhere
-        self._graph = ExplanationGraph(spec, storage, cache=cache)
+        self._graph = graph_of(steps)
         self._runtime = self._graph.runtime
         tags = {"method": spec.method, "device": spec.device}
         self._images = Counter("raylens_graph_images", "Images that the graph was given", ("method", "device"))
@@ -148,7 +146,7 @@ def build(steps: Steps, work: Sequence[Work], pool: Pool) -> Dataset:
         warnings.simplefilter("ignore", RayDeprecationWarning)  # until retries have a named parameter (before Ray 2.64)
         explained = decoded.map_batches(
             Explainer,
-            fn_constructor_args=(steps.graph, steps.storage, steps.cache),
+            fn_constructor_args=(steps,),
             batch_format="pyarrow",
             batch_size=None,
             compute=ActorPoolStrategy(

@@ -15,6 +15,7 @@ from pipeline.stream.ledger import Ledger, Span
 from pipeline.stream.parts import Counts, Group, seal
 from pipeline.stream.shards import Sample, Shard
 from schemas.graph import GraphSpec
+from schemas.measures import MeasureSpec
 
 BLOCK_BYTES = 20 * 2**20
 
@@ -46,6 +47,7 @@ class Steps:
         limit: see `JobSpec`.
         part_rows: rows of one explanation file.
         cache: folder or address of compiled graphs.
+        measures: what to measure of the maps; None for nothing.
     """
 
     output: str
@@ -58,6 +60,7 @@ class Steps:
     limit: int | None
     part_rows: int
     cache: str | None = None
+    measures: MeasureSpec | None = None
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -1,0 +1,245 @@
+"""The explanation graph with metrics: the same rows, and for chosen images how good the map is."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import attribution, records
+from pipeline.errors import RowError
+from pipeline.evaluation import localisation, metrics
+from pipeline.evaluation.controls import edge_maps, random_maps
+from pipeline.evaluation.metric import Explain, Explained, Measured, Metric, Subject
+from pipeline.graph import Columns, ExplanationGraph, seed_of
+from pipeline.model import LoadedModel
+from pipeline.preprocessing import Preprocessing
+from pipeline.stream.steps import Steps
+from schemas.graph import Device, GraphSpec
+from schemas.measures import LOCALISATION, MeasureSpec, MetricSpec, measure_fields
+
+Ints = NDArray[np.int64]
+Boxes = NDArray[np.float32]
+"""(M, 4) x0, y0, x1, y1."""
+Values = dict[str, list[Any]]
+"""A value for each image by column; None where there is none."""
+
+
+def graph_of(steps: Steps, *, device: Device | None = None) -> ExplanationGraph:
+    """What a job's workers run; loads on its first use.
+
+    Args:
+        steps: of the job.
+        device: another one than the job's.
+
+    Returns:
+        The graph, with metrics where the job measures.
+    """
+    spec = steps.graph if device is None else steps.graph.model_copy(update={"device": device})
+    if steps.measures is None:
+        return ExplanationGraph(spec, steps.storage, cache=steps.cache)
+    return MeasuringGraph(spec, steps.measures, steps.storage, cache=steps.cache)
+
+
+def rank(sample_id: str, seed: int) -> int:
+    """A number that puts images in a random order, which depends on the seed and on each image alone.
+
+    Args:
+        sample_id: of the image.
+        seed: of the sample.
+
+    Returns:
+        0 to 2^63 - 1.
+    """
+    name = f"{seed}:{sample_id}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1
+
+
+class MeasuringGraph(ExplanationGraph):
+    """Explains as `ExplanationGraph` does, and measures the maps of the first target.
+
+    Args:
+        spec: what to compute.
+        measures: what to measure.
+        storage: fsspec options for remote weights.
+        cache: see `ExplanationGraph`.
+    """
+
+    def __init__(
+        self,
+        spec: GraphSpec,
+        measures: MeasureSpec,
+        storage: Mapping[str, Any] | None = None,
+        *,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__(spec, storage, cache=cache)
+        self.measures = measures
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the rows that `__call__` returns."""
+        return pa.schema([*super().schema, *measure_fields(self.measures)])
+
+    def split(self, batch: pa.Table) -> tuple[pa.Table, records.Rows]:
+        """See `ExplanationGraph.split`; an image whose boxes cannot be read is a reject."""
+        rejects, images = super().split(batch)
+        errors = [box if isinstance(box, RowError) else None for box in self._boxes(images)]
+        bad = np.array([error is not None for error in errors], dtype=bool)
+        told = records.rejected(images.table.filter(pa.array(bad)), [error for error in errors if error is not None])
+        left = records.Rows(images.table.filter(pa.array(~bad)), images.label[~bad])
+        return pa.concat_tables([rejects, told]), left
+
+    def rows(self, images: records.Rows, found: Columns) -> pa.Table:
+        """See `ExplanationGraph.rows`; measures stand beside the first target, null where none is asked for."""
+        table = super().rows(images, found)
+        finite = np.flatnonzero(found["finite"])
+        if len(finite) == 0:
+            return table
+        values = self._metric_columns(images, found, finite)
+        if self.measures.boxes is not None:
+            values |= self._box_columns(images, found, finite)
+        return _with_columns(table, values, every=found["targets"].shape[1])
+
+    def _metric_columns(self, images: records.Rows, found: Columns, finite: Ints) -> Values:
+        ranks = np.array([rank(images.sample_ids[i], self.measures.seed) for i in finite])
+        batch = self._batch(images, found, finite)
+        values: Values = {}
+        for spec, last, metric in self._metrics:
+            chosen = np.flatnonzero(ranks <= last)
+            part = _part(batch, chosen)
+            measured = [
+                _measured(metric, s, part, own=not n) for n, s in enumerate(self._subjects[: len(spec.columns)])
+            ]
+            for name, one in zip(spec.columns, measured, strict=True):
+                values[name] = _spread(one.value.tolist() if one else [], chosen, len(finite))
+            values[spec.curve] = _spread(_curves(measured[0]), chosen, len(finite))
+        return values
+
+    def _batch(self, images: records.Rows, found: Columns, finite: Ints) -> Explained:
+        """The finite images as the model sees them, with the maps of their first targets."""
+        preprocessing = self.model.preprocessing
+        weights = next(self.model.module.parameters())
+        pixels = torch.tensor(images.pixels(preprocessing.shape)[finite], device=weights.device)
+        return Explained(
+            preprocessing.normalise(pixels, weights.dtype),
+            torch.tensor(found["heatmaps"][finite, 0], device=weights.device),
+            torch.tensor(found["targets"][finite, 0], device=weights.device),
+            torch.tensor([seed_of(images.sample_ids[i]) for i in finite], device=weights.device),
+        )
+
+    def _box_columns(self, images: records.Rows, found: Columns, finite: Ints) -> Values:
+        """Localisation of the images that have boxes in what the network sees."""
+        boxes = self._boxes(images)
+        masks = localisation.masks_of([_tensor(boxes[i]) for i in finite], self.model.preprocessing.size)
+        chosen = np.flatnonzero(masks.any(dim=2).any(dim=1).numpy())
+        if len(chosen) == 0:
+            return {name: [None] * len(finite) for name in LOCALISATION}
+        maps, masks = torch.tensor(found["heatmaps"][finite[chosen], 0]), masks[chosen]
+        energy = localisation.energy(maps, masks)
+        pointing, ranked = localisation.pointing_game(maps, masks), localisation.relevance_rank(maps, masks)
+        columns = (pointing.value, pointing.chance, energy.value, ranked.value, energy.chance)
+        return {
+            name: _spread(column.tolist(), chosen, len(finite))
+            for name, column in zip(LOCALISATION, columns, strict=True)
+        }
+
+    def _boxes(self, images: records.Rows) -> list[Boxes | RowError | None]:
+        """Boxes of each image in px of what the network sees."""
+        if self.measures.boxes is None:
+            return [None] * images.table.num_rows
+        rows = images.table.select(["width", "height", self.measures.boxes]).to_pylist()
+        return [seen(row[self.measures.boxes], (row["width"], row["height"]), self.model.preprocessing) for row in rows]
+
+    @cached_property
+    def _metrics(self) -> list[tuple[MetricSpec, int, Metric]]:
+        """Each metric with its last rank."""
+        return [
+            (spec, last, metrics.create(spec.name, **spec.parameters))
+            for spec, last in zip(self.measures.metrics, self.measures.ranks, strict=True)
+        ]
+
+    @cached_property
+    def _subjects(self) -> list[Subject]:
+        """The method, then the controls that are called as it is, in the order of `schemas.measures.CONTROLS`."""
+        spec = self.spec
+        noise = partial(random_maps, size=self.method.shape, seed=spec.seed)
+
+        def bound(model: LoadedModel) -> Explain:
+            return metrics.explains(attribution.create(spec.method, model, seed=spec.seed, **spec.method_args))
+
+        return [metrics.subject(self.model, bind) for bind in (bound, lambda _: noise, lambda _: edge_maps)]
+
+
+def seen(text: str | None, size: tuple[int, int], preprocessing: Preprocessing) -> Boxes | RowError | None:
+    """Boxes of an image where the network sees them.
+
+    Args:
+        text: JSON of [[x0, y0, x1, y1], ...] or of one box, px of the image as displayed; None for none.
+        size: width and height of the image as displayed, px.
+        preprocessing: resizes and crops it.
+
+    Returns:
+        (M, 4) float32 in px of what the network sees, beyond its edges too; or why the text is none of this.
+    """
+    if text is None:
+        return None
+    try:
+        boxes = np.asarray(json.loads(text), dtype=np.float32).reshape(-1, 4)
+    except (ValueError, TypeError):
+        boxes = np.full((1, 4), np.nan, np.float32)
+    if not np.isfinite(boxes).all():
+        return RowError("bad_boxes", f"expected JSON of [[x0, y0, x1, y1], ...], found {text[:80]!r}", stage="graph")
+    left, top, right, bottom = preprocessing.crop(size)
+    rows, columns = preprocessing.size
+    scale = np.array([columns / (right - left), rows / (bottom - top)] * 2, np.float32)
+    return np.asarray((boxes - np.array([left, top] * 2, np.float32)) * scale, np.float32)
+
+
+def _tensor(boxes: Boxes | RowError | None) -> Tensor:
+    """(M, 4); without boxes none."""
+    return torch.tensor(boxes) if isinstance(boxes, np.ndarray) else torch.empty(0, 4)
+
+
+def _part(batch: Explained, chosen: Ints) -> Explained:
+    return Explained(*(values[chosen] for values in (batch.x, batch.maps, batch.targets, batch.seeds)))
+
+
+def _measured(metric: Metric, subject: Subject, batch: Explained, *, own: bool) -> Measured | None:
+    """What a metric says of the maps of a method, or of those that a control makes; None without images."""
+    if len(batch) == 0:
+        return None
+    return metric(subject, batch if own else replace(batch, maps=subject.explain(batch.x, batch.targets, batch.seeds)))
+
+
+def _curves(measured: Measured | None) -> list[list[float]]:
+    """(N, S) of the metric's first part that is a curve; nothing where it has none."""
+    parts = measured.parts.values() if measured else ()
+    curve = next((part for part in parts if part.ndim == 2), None)
+    return [] if curve is None else curve.tolist()
+
+
+def _spread(values: Sequence[Any], chosen: Ints, count: int) -> list[Any]:
+    """Values of the chosen images in a column of all; numbers that are not finite are None."""
+    column: list[Any] = [None] * count
+    for index, value in zip(chosen, values, strict=False):
+        column[index] = value if isinstance(value, list) or math.isfinite(value) else None
+    return column
+
+
+def _with_columns(table: pa.Table, values: Values, *, every: int) -> pa.Table:
+    """The table with values in its first rows, one image every `every` rows."""
+    for name, column in values.items():
+        index = table.schema.get_field_index(name)
+        spread: list[Any] = [None] * table.num_rows
+        spread[: len(column) * every : every] = column
+        table = table.set_column(index, table.schema.field(index), pa.array(spread, table.schema.field(index).type))
+    return table

@@ -1,0 +1,87 @@
+"""What a measuring run adds to an explanation: the metrics that are asked for, and their columns."""
+
+from typing import Annotated, Any
+
+import pyarrow as pa
+from pydantic import BeforeValidator, Field, JsonValue, PositiveInt
+
+from schemas.graph import Frozen
+
+CONTROLS = ("random", "edges")
+"""Maps that know nothing of the model; every metric is computed of them too."""
+
+
+class MetricSpec(Frozen):
+    """One metric.
+
+    Attributes:
+        name: key of `pipeline.evaluation.metrics.METRICS`.
+        parameters: of the metric.
+        images: at most so many images of the sample; None for all of them.
+        controls: whether the maps that know nothing are measured as well.
+    """
+
+    name: str
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    images: PositiveInt | None = None
+    controls: bool = True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of its columns: of the method, then of the controls."""
+        return (self.name, *(f"{self.name}_{control}" for control in CONTROLS if self.controls))
+
+    @property
+    def curve(self) -> str:
+        """Name of the column of its curve."""
+        return f"{self.name}_curve"
+
+
+def _as_metrics(value: Any) -> Any:
+    """Metrics may be written as a list of names, or as a mapping from names to their fields."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, dict):
+        return [{"name": name, **(fields or {})} for name, fields in value.items()]
+    return [{"name": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+
+
+Metrics = Annotated[tuple[MetricSpec, ...], BeforeValidator(_as_metrics)]
+
+
+class MeasureSpec(Frozen):
+    """What is measured of the chosen images; equal specifications give equal columns.
+
+    Attributes:
+        metrics: each once.
+        ranks: for each metric, the last rank in the sample that takes part, see `pipeline.measuring.rank`.
+        seed: of the sample.
+        boxes: attribute that holds the objects' boxes, JSON of [[x0, y0, x1, y1], ...] in px of the image as displayed.
+    """
+
+    metrics: Metrics
+    ranks: tuple[int, ...]
+    boxes: str | None = None
+    seed: int = 0
+
+
+LOCALISATION = ("pointing_game", "pointing_game_chance", "energy", "relevance_rank", "box_area")
+"""Columns of images with boxes; the last is the chance level of the two before it."""
+
+
+def measure_fields(spec: MeasureSpec) -> list[pa.Field]:
+    """Columns that a measuring run adds.
+
+    Args:
+        spec: what is measured.
+
+    Returns:
+        Nullable fields: a number for each metric and control, and the curve of each metric that has one.
+    """
+    fields = []
+    for metric in spec.metrics:
+        fields += [pa.field(name, pa.float32()) for name in metric.columns]
+        fields.append(pa.field(metric.curve, pa.list_(pa.float32())))
+    if spec.boxes is not None:
+        fields += [pa.field(name, pa.float32()) for name in LOCALISATION]
+    return fields
