@@ -2,15 +2,20 @@
 
 import asyncio
 import socket
+import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 import torch
 
 from schemas.online import ServeSpec
+from serve.grpc_inference import GrpcInference, add_to_server
 from serve.service import Service
 from serve.web import create_web
 
@@ -52,6 +57,31 @@ def talk(service: Service, requests: Requests) -> Any:
             return await requests(client)
 
     return asyncio.run(run())
+
+
+@contextmanager
+def listening(service: Service) -> Iterator[str]:
+    """The address of a gRPC server of a service, in a thread."""
+    ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = Future()
+
+    async def run() -> None:
+        server = grpc.aio.server()
+        add_to_server(GrpcInference(service), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        done = asyncio.Event()
+        ready.set_result((asyncio.get_running_loop(), done, port))
+        await done.wait()
+        await server.stop(1)
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    loop, done, port = ready.result(10)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join()
 
 
 def free_port() -> int:
