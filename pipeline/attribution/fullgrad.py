@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits
 from pipeline.attribution.functions import FunctionRule
 from pipeline.attribution.gradient import channels_last
+from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
 
 
@@ -40,6 +41,8 @@ class BiasGradients(FunctionRule):
 
     def add(self, part: Tensor) -> None:
         """Adds one layer's (N, ...) float32 shares."""
+        if len(part) != len(self.total):
+            raise MethodError("a layer of this network sees images in parts; fullgrad has no place for its biases")
         self.total += part.flatten(1).sum(dim=1)
         if part.ndim == 4:
             self.maps += psi(part, self.size)
