@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from pipeline.errors import InputError, RaylensError
 from pipeline.flags import pairs, parsed, with_flags
+from schemas.audit import AuditSpec
 from schemas.job import JobSpec
 
 
@@ -122,7 +123,27 @@ def _compile(values: dict[str, Any]) -> None:
     compile_file(spec, Path(file), pixels=pixels)
 
 
+def _audit(values: dict[str, Any]) -> None:
+    """Explain tonight's images, measure the maps, compare with the night before, and write a report.
+
+    [bold]raylens audit --config audit.yaml[/]
+
+    [bold]raylens audit --explanations OUT --output audits/[/] audits what `raylens explain` has written.
+
+    Leaves with exit code 11 where there is an alert. Run the same command again after an interruption.
+    """
+    from pipeline.jobs.audit import audit, specification
+
+    audit(specification(values))
+
+
+AUDIT_PANELS = {
+    "Audit": ("night", "against", "explanations", "slices"),
+    **{title: names for title, names in PANELS.items() if title != "Golden set"},
+}
+
 app.command("explain")(with_flags(JobSpec, PANELS, _explain))
+app.command("audit")(with_flags(AuditSpec, AUDIT_PANELS, _audit))
 app.command("gallery")(
     with_flags(JobSpec, {"Gallery": ("config", "input", "output", "method", "storage"), "Model": MODEL_FLAGS}, _gallery)
 )

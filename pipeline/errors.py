@@ -65,6 +65,12 @@ class RejectLimitError(RaylensError):
     exit_code = 9
 
 
+class AlertError(RaylensError):
+    """An audit found something that its limits and thresholds call wrong; everything is written."""
+
+    exit_code = 11
+
+
 class RowError(RaylensError):
     """One image cannot be explained; becomes a row in rejects.
 

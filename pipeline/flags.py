@@ -13,9 +13,14 @@ from pydantic.fields import FieldInfo
 from pipeline.errors import SpecError
 
 Values = dict[str, Any]
-ONE_EACH = {"model_args": "--model-arg", "method_args": "--method-arg", "attributes": "--attribute"}
+ONE_EACH = {
+    "model_args": "--model-arg",
+    "method_args": "--method-arg",
+    "attributes": "--attribute",
+    "slices": "--slice",
+}
 """Flags that are given once for each of their values."""
-LISTS = ("input", "attributes")
+LISTS = ("input", "attributes", "slices")
 Spec = TypeVar("Spec", bound=BaseModel)
 
 
@@ -102,6 +107,22 @@ def parsed(spec: type[Spec], values: Values) -> Spec:
     Raises:
         SpecError: the file cannot be read, or a field is wrong; the message names each.
     """
+    return built(spec, merged(spec, values))
+
+
+def merged(spec: type[BaseModel], values: Values) -> Values:
+    """The fields of a YAML file with those of flags over them, not validated.
+
+    Args:
+        spec: the specification's class.
+        values: fields as text, and `config` with the file's path.
+
+    Returns:
+        Fields by name.
+
+    Raises:
+        SpecError: the file cannot be read.
+    """
     given = dict(values)
     content = _file(given.pop("config", None))
     for name, value in given.items():
@@ -110,6 +131,22 @@ def parsed(spec: type[Spec], values: Values) -> Spec:
             content[name] = {**_mapping(name, content.get(name)), **pairs(name, value)}
         else:
             content[name] = _items(info, value) if isinstance(value, str) else value
+    return content
+
+
+def built(spec: type[Spec], content: Values) -> Spec:
+    """The specification of some fields.
+
+    Args:
+        spec: its class.
+        content: fields by name.
+
+    Returns:
+        The validated specification.
+
+    Raises:
+        SpecError: a field is wrong; the message names each.
+    """
     try:
         return spec(**content)
     except ValidationError as error:

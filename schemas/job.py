@@ -33,7 +33,8 @@ from schemas.graph import (
 SECRETS = ("key", "secret", "token", "password", "username", "credential", "connection_string")
 
 
-def _as_tuple(value: object) -> object:
+def as_tuple(value: object) -> object:
+    """Lets a list of one be written without brackets."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -59,7 +60,7 @@ def _redacted(options: dict[str, Any]) -> dict[str, Any]:
 
 
 Address = Annotated[str, AfterValidator(_absolute)]
-Addresses = Annotated[tuple[Address, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Addresses = Annotated[tuple[Address, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -82,7 +83,7 @@ class JobSpec(Frozen):
         None, description="Column, .json field or folder level (`folder`) that holds the label."
     )
     id_field: str | None = Field(None, description="Parquet or manifest column that identifies a sample.")
-    attributes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+    attributes: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
         (), description="Columns or .json fields to carry along as text, to slice by; `folder` is the image's folder."
     )
     # model

@@ -130,7 +130,10 @@ class Ledger:
 
     def write_json(self, content: Any, *names: str) -> None:
         """Writes a JSON file atomically."""
-        text = json.dumps(content, indent=2, sort_keys=True)
+        self.write_text(json.dumps(content, indent=2, sort_keys=True), *names)
+
+    def write_text(self, text: str, *names: str) -> None:
+        """Writes a text file atomically."""
         write_atomic(self.filesystem, self.path(*names), text.encode())
 
     def freeze(self, shards: Iterable[Shard]) -> list[Shard]:

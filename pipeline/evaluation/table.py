@@ -1,0 +1,156 @@
+"""The table of a measuring run: each metric of the method beside maps that know nothing, and whether it beats them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic_core import to_jsonable_python
+from scipy.stats import false_discovery_control, wilcoxon
+
+from pipeline.evaluation.metrics import METRICS
+from pipeline.stream.finished import FinishedRun
+from schemas.measures import CONTROLS, LOCALISATION, Metrics
+
+Floats = NDArray[np.float64]
+LEAST = 6
+"""Images without which no difference can be significant at 0.05: two to the power of -6 and both signs."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a metric.
+
+    Attributes:
+        value: None without an image.
+        error: standard error; None for fewer than two images.
+        images: with a value.
+    """
+
+    value: float | None
+    error: float | None
+    images: int
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric.
+
+    Attributes:
+        name: key of `METRICS`, or of `LOCALISATION`.
+        higher_is_better: its direction.
+        across_models: whether it can be compared between models.
+        method: of the method's maps.
+        controls: of maps that know nothing, by name.
+        p_value: chance that the method beats random maps so often by luck: Wilcoxon signed-rank test of the images,
+            one-sided, corrected for the number of metrics; None where there is nothing to test.
+        curve: mean over the images of the metric's curve; empty without one.
+        source: paper.
+    """
+
+    name: str
+    higher_is_better: bool
+    across_models: bool
+    method: Mean
+    controls: dict[str, Mean]
+    p_value: float | None
+    curve: tuple[float, ...]
+    source: str
+
+    def beats_random(self, alpha: float) -> bool | None:
+        """Whether it is better than random maps; None where that was not tested."""
+        return None if self.p_value is None else self.p_value <= alpha
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, for `audit.json`."""
+        plain: dict[str, Any] = to_jsonable_python(vars(self))
+        return plain
+
+
+def metric_rows(run: FinishedRun, metrics: Metrics) -> tuple[MetricRow, ...]:
+    """Reads the table.
+
+    Args:
+        run: of a measuring job.
+        metrics: that it measured.
+
+    Returns:
+        A row a metric, then those of localisation where images have boxes.
+    """
+    names = [name for metric in metrics for name in (*metric.columns, metric.curve)]
+    names += [name for name in LOCALISATION if name in run.schema.names]
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for batch in run.batches(["rank", *names]):
+        first = np.asarray(batch.column("rank")) == 0
+        for name in names:
+            found = batch.column(name).to_pylist()
+            columns[name] += [value for value, wanted in zip(found, first, strict=True) if wanted]
+    rows = [_row(metric.name, metric.controls, columns, metric.curve) for metric in metrics]
+    return (*_corrected(rows), *_localisation(columns))
+
+
+def _row(name: str, with_controls: bool, columns: dict[str, list[Any]], curve: str) -> MetricRow:
+    traits = METRICS[name].traits
+    own = _floats(columns[name])
+    controls = {c: _floats(columns[f"{name}_{c}"]) for c in CONTROLS if with_controls}
+    curves = [value for value in columns[curve] if value is not None]
+    return MetricRow(
+        name,
+        traits.higher_is_better,
+        traits.across_models,
+        _mean(own),
+        {control: _mean(values) for control, values in controls.items()},
+        _better(own, controls["random"], higher=traits.higher_is_better) if with_controls else None,
+        tuple(np.mean(curves, axis=0).tolist()) if curves else (),
+        traits.source,
+    )
+
+
+def _floats(values: Sequence[float | None]) -> Floats:
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def _mean(values: Floats) -> Mean:
+    known = values[np.isfinite(values)]
+    count = len(known)
+    error = float(known.std(ddof=1) / np.sqrt(count)) if count > 1 else None
+    return Mean(float(known.mean()) if count else None, error, count)
+
+
+def _better(own: Floats, random: Floats, *, higher: bool) -> float | None:
+    both = np.isfinite(own) & np.isfinite(random)
+    difference = (own - random)[both] * (1 if higher else -1)
+    if both.sum() < LEAST:
+        return None
+    return float(wilcoxon(difference, alternative="greater").pvalue) if difference.any() else 1.0
+
+
+def _corrected(rows: Sequence[MetricRow]) -> list[MetricRow]:
+    """Benjamini-Hochberg over the metrics."""
+    tested = [row for row in rows if row.p_value is not None]
+    adjusted = iter(false_discovery_control([row.p_value for row in tested]).tolist()) if tested else iter(())
+    return [row if row.p_value is None else _with_p(row, next(adjusted)) for row in rows]
+
+
+def _with_p(row: MetricRow, p_value: float) -> MetricRow:
+    return replace(row, p_value=p_value)
+
+
+def _localisation(columns: dict[str, list[Any]]) -> list[MetricRow]:
+    """Rows with their chance level in place of the random control."""
+    chance = {"pointing_game": "pointing_game_chance", "energy": "box_area", "relevance_rank": "box_area"}
+    return [
+        MetricRow(
+            name,
+            higher_is_better=True,
+            across_models=True,
+            method=_mean(_floats(columns[name])),
+            controls={"chance": _mean(_floats(columns[level]))},
+            p_value=None,
+            curve=(),
+            source="see METHODS, localisation",
+        )
+        for name, level in chance.items()
+        if any(value is not None for value in columns.get(name, ()))
+    ]

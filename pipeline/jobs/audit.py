@@ -1,0 +1,254 @@
+"""The nightly audit: explain, measure the maps, compare with an earlier night, report. Each stage is done once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.drift.compare import Drift, compare
+from pipeline.errors import AlertError, OutputError
+from pipeline.evaluation.table import MetricRow, metric_rows
+from pipeline.flags import built, merged
+from pipeline.jobs.cluster import cluster
+from pipeline.jobs.explain import clear, explain
+from pipeline.jobs.history import History, today
+from pipeline.jobs.progress import Display, display
+from pipeline.jobs.run import Selection, run
+from pipeline.jobs.sample import draw
+from pipeline.performance.measure import measure
+from pipeline.performance.result import Performance
+from pipeline.stream.finished import FinishedRun, open_run
+from pipeline.stream.ledger import STATE, Ledger
+from schemas.audit import AuditSpec, NightRecord
+from schemas.job import IDENTITY, JobSpec
+from schemas.measures import MeasureSpec
+
+RESULT = "audit.json"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Night:
+    """Everything that an audit found; the report is made of it.
+
+    Attributes:
+        spec: of the audit.
+        name: of the night.
+        explained: the run that is audited.
+        measured: its chosen images with their metrics; None where none were asked for.
+        before: the earlier run; None without one.
+        performance: predictions against labels.
+        metrics: of the maps.
+        drift: against the earlier run.
+        history: of the nights before this one, the earliest first.
+        statements: what a reader must know of these numbers.
+    """
+
+    spec: AuditSpec
+    name: str
+    explained: FinishedRun
+    measured: FinishedRun | None
+    before: FinishedRun | None
+    performance: Performance
+    metrics: tuple[MetricRow, ...]
+    drift: Drift | None
+    history: tuple[NightRecord, ...]
+    statements: tuple[str, ...]
+
+    @property
+    def alerts(self) -> tuple[str, ...]:
+        """What is wrong, the gravest first."""
+        moved = [one.sentence for one in self.drift.alerts] if self.drift else []
+        return (*self._broken_limits(), *moved)
+
+    def _broken_limits(self) -> list[str]:
+        limits, overall, calibration = self.spec.limits, self.performance.overall, self.performance.calibration
+        found = []
+        if self.explained.record.status != "complete":
+            found.append(f"{self.explained.record.rejected} of {self.explained.record.images} images were rejected.")
+        if limits.accuracy is not None and (overall.accuracy.value or 0.0) < limits.accuracy:
+            told = "unknown, without labels" if overall.accuracy.value is None else f"{overall.accuracy.value:.3f}"
+            found.append(f"Accuracy is {told}; the limit is {limits.accuracy:g}.")
+        error = overall.ece if calibration else None
+        if limits.calibration_error is not None and error is not None and error > limits.calibration_error:
+            found.append(f"Expected calibration error is {error:.3f}; the limit is {limits.calibration_error:g}.")
+        if limits.better_than_random:
+            found += [
+                f"By {row.name}, the maps are no better than random ones: {row.method.value:.3f} against "
+                f"{row.controls['random'].value:.3f}."
+                for row in self.metrics
+                if row.beats_random(limits.alpha) is False
+            ]
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of `audit.json`."""
+        return {
+            "night": self.name,
+            "alerts": list(self.alerts),
+            "statements": list(self.statements),
+            "explained": self.explained.address,
+            "run": self.explained.record.model_dump(mode="json"),
+            "performance": self.performance.to_json(),
+            "metrics": [row.to_json() for row in self.metrics],
+            "drift": self.drift.to_json() if self.drift else None,
+            "spec": self.spec.public(),
+        }
+
+
+def specification(values: dict[str, Any]) -> AuditSpec:
+    """The specification that flags or a file describe; of a finished run, the fields of its job are its own.
+
+    Args:
+        values: as `pipeline.flags.with_flags` gives them.
+
+    Returns:
+        The specification.
+
+    Raises:
+        SpecError: a field is wrong.
+    """
+    content = merged(AuditSpec, values)
+    if "explanations" in content:
+        found = open_run(str(content["explanations"]), content.get("storage")).record.spec
+        own = {name: found[name] for name in IDENTITY if name in found and name in AuditSpec.model_fields}
+        content = own | content
+    return built(AuditSpec, content)
+
+
+def audit(spec: AuditSpec) -> Night:
+    """Runs an audit, or what is missing of it.
+
+    Args:
+        spec: what to do.
+
+    Returns:
+        What was found; `audit.json`, the report and the index are written.
+
+    Raises:
+        AlertError: there is an alert; everything is written all the same.
+        RaylensError: see `pipeline.errors`; the same call goes on from where it stopped.
+    """
+    shown = display(spec.progress)
+    history = History(spec.output, spec.storage)
+    name = spec.night or today()
+    try:
+        before = history.earlier(spec.against, name)  # a wrong name is told before the work
+        with cluster(spec) as ready:
+            explained = _explained(spec, history.folder(name), ready)
+            measured, statements = _measured(spec, explained, history.folder(name), shown, ready)
+        night = _judged(spec, name, explained, measured, before, history, statements, shown)
+        _write(night, history, shown)
+    finally:
+        shown.close()
+    if night.alerts:
+        raise AlertError(_told(night, history.folder(name)))
+    return night
+
+
+def _explained(spec: AuditSpec, folder: str, ready: Callable[[], None]) -> FinishedRun:
+    if spec.explanations is not None:
+        return open_run(spec.explanations, spec.storage)
+    ready()
+    job = spec.job(f"{folder}/explained")
+    explain(job.model_copy(update={"max_reject_share": 1.0}))  # too many rejects are an alert, not the end
+    return open_run(job.output, spec.storage)
+
+
+def _measured(
+    spec: AuditSpec, explained: FinishedRun, folder: str, shown: Display, ready: Callable[[], None]
+) -> tuple[FinishedRun | None, list[str]]:
+    settings = spec.measure
+    if settings.images == 0 or not settings.metrics:
+        return None, ["No map was measured: measure.images is 0."]
+    shards = Ledger(explained.address, spec.storage).plan()
+    if shards is None:
+        raise OutputError(f"{explained.address} has no {STATE}/plan.json, which says where its images are")
+    sample = draw(explained, shards, images=settings.images, most_shards=settings.shards, seed=settings.seed)
+    measures = MeasureSpec(
+        metrics=settings.metrics, ranks=sample.ranks(settings.metrics), boxes=settings.boxes, seed=settings.seed
+    )
+    job = _same_job(spec, explained, f"{folder}/measured")
+    ledger = Ledger(job.output, spec.storage)
+    selection = Selection(sample.plan(shards), measures)
+    if _is_other(ledger, selection.identity(job)):
+        clear(ledger)
+    if ledger.read_json("run.json") is None:
+        run(job, ledger, shown, ready, selection)
+    return open_run(job.output, spec.storage), [sample.statement]
+
+
+def _same_job(spec: AuditSpec, explained: FinishedRun, output: str) -> JobSpec:
+    """The job that explained, with another output; executed as this audit says."""
+    saved = {name: value for name, value in explained.record.spec.items() if name in JobSpec.model_fields}
+    how = {
+        name: getattr(spec, name) for name in ("runner", "ray_address", "workers", "max_workers", "cache", "storage")
+    }
+    return JobSpec(
+        **{**saved, **how, "output": output, "runtime": "torch", "max_reject_share": 1.0, "overwrite": False}
+    )
+
+
+def _is_other(ledger: Ledger, identity: dict[str, Any]) -> bool:
+    """Whether the output holds an audit by another specification, which this one replaces."""
+    saved = ledger.read_json(STATE, "job.json")
+    return saved is not None and saved["identity"] != identity
+
+
+def _judged(
+    spec: AuditSpec,
+    name: str,
+    explained: FinishedRun,
+    measured: FinishedRun | None,
+    before: str | None,
+    history: History,
+    statements: list[str],
+    shown: Display,
+) -> Night:
+    earlier = open_run(before, spec.storage) if before else None
+    if earlier is None:
+        statements = [*statements, "There is no earlier run to compare with."]
+    shown.say("comparing", against=before or "nothing")
+    labels = explained.record.model["labels"]
+    names = dict(enumerate(labels)) if isinstance(labels, list) else None
+    performance = measure(explained, spec.performance).result(names)
+    drift = compare(earlier, explained, spec.drift) if earlier else None
+    return Night(
+        spec,
+        name,
+        explained,
+        measured,
+        earlier,
+        performance,
+        metric_rows(measured, spec.measure.metrics) if measured else (),
+        drift,
+        tuple(one for one in history.nights() if one.night != name),
+        (*statements, *performance.statements, *(drift.statements if drift else ())),
+    )
+
+
+def _write(night: Night, history: History, shown: Display) -> None:
+    """The index last: a night that is in it is whole."""
+    from pipeline.report.audit.page import page
+
+    history.ledger.write_text(page(night), night.name, REPORT)
+    history.ledger.write_json(night.to_json(), night.name, RESULT)
+    history.add(
+        NightRecord(
+            night=night.name,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            explained=night.explained.address,
+            graph_digest=night.explained.record.graph_digest,
+            images=night.explained.record.images,
+            accuracy=night.performance.overall.accuracy.value,
+            against=night.before.address if night.before else None,
+            alerts=night.alerts,
+        )
+    )
+    shown.say("audited", alerts=len(night.alerts), report=f"{history.folder(night.name)}/{REPORT}")
+
+
+def _told(night: Night, folder: str) -> str:
+    shown = "\n".join(f"  {sentence}" for sentence in night.alerts[:5])
+    more = f"\n  and {len(night.alerts) - 5} more" if len(night.alerts) > 5 else ""
+    return f"night {night.name} raises {len(night.alerts)} alerts:\n{shown}{more}\nLook at {folder}/{REPORT}"
