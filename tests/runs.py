@@ -67,8 +67,10 @@ def table(values: dict[str, Any]) -> pa.Table:
     rows, grid = len(values["prediction"]), values["heatmap"].shape[1:]
     names = explanations_schema(grid, "float32", 1).names
     attributes = [name for name in values if name not in names]
-    schema = explanations_schema(grid, "float32", values["embedding"].shape[1], attributes)
-    summary = {name: value.numpy() for name, value in statistics(torch.from_numpy(values["heatmap"])).items()}
+    embedding = values.get("embedding")
+    schema = explanations_schema(grid, "float32", None if embedding is None else embedding.shape[1], attributes)
+    maps = torch.from_numpy(np.ascontiguousarray(values["heatmap"]))
+    summary = {name: value.numpy() for name, value in statistics(maps).items()}
     filled: dict[str, Any] = {
         "uri": values["sample_id"],
         "shard": np.full(rows, "shard-000"),

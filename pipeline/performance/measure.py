@@ -24,7 +24,7 @@ from pipeline.performance.tally import (
     scored,
     tallies,
 )
-from pipeline.stream.finished import FinishedRun
+from pipeline.stream.finished import FinishedRun, class_names
 from schemas.audit import PerformanceSpec
 
 ALL = "all"
@@ -165,14 +165,8 @@ def measured(batch: pa.RecordBatch, spec: PerformanceSpec) -> Measured:
         {name: _few(name, _slice(first, images, name, spec.bins), spec) for name in spec.slices},
         cells[0],
         Confusion.of(images.label[images.labelled], images.prediction[images.labelled]),
-        _names(first),
+        class_names(first),
     )
-
-
-def _names(batch: pa.RecordBatch) -> dict[int, str]:
-    index, first = np.unique(np.asarray(batch.column("prediction")), return_index=True)
-    names = batch.column("prediction_name").take(pa.array(first)).to_pylist()
-    return dict(zip(index.tolist(), names, strict=True))
 
 
 def _slice(batch: pa.RecordBatch, images: Scored, name: str, bins: int) -> dict[str, Tally]:

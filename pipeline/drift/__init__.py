@@ -1,0 +1,1 @@
+"""What differs between two runs: predictions, scores, embeddings and maps, with effects and corrected p-values."""
