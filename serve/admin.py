@@ -3,10 +3,12 @@
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from pipeline.attribution import METHODS
-from serve.forms import json_response
+from schemas.answers import Labels, Methods, Models, Status
+from serve.forms import TOLD_BY_KSERVE, json_response
 from serve.models import Served, slow
 from serve.problems import RefusedError
 from serve.requests import service_of
@@ -15,7 +17,7 @@ from serve.service import Service
 router = APIRouter()
 
 
-@router.get("/healthz", summary="Whether the process works")
+@router.get("/healthz", responses={200: {"model": Status}}, summary="Whether the process works")
 async def healthy(request: Request) -> Response:
     """200, or 503 where a device has failed for good."""
     if not service_of(request).is_healthy():
@@ -23,7 +25,7 @@ async def healthy(request: Request) -> Response:
     return json_response({"status": "ok"})
 
 
-@router.get("/readyz", summary="Whether every graph is warm")
+@router.get("/readyz", responses={200: {"model": Status}}, summary="Whether every graph is warm")
 async def ready(request: Request) -> Response:
     """200, or 503 while models load."""
     if not service_of(request).is_ready():
@@ -31,13 +33,13 @@ async def ready(request: Request) -> Response:
     return json_response({"status": "ready"})
 
 
-@router.get("/metrics", summary="Prometheus metrics of this process")
+@router.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics of this process")
 async def metrics(request: Request) -> Response:
     """In Prometheus' text format."""
     return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/methods", summary="Attribution methods and their traits")
+@router.get("/methods", responses={200: {"model": Methods}}, summary="Attribution methods and their traits")
 async def methods() -> Response:
     """Every method that raylens knows; /v1/models says which are loaded."""
     found = [
@@ -56,14 +58,16 @@ async def methods() -> Response:
     return json_response({"methods": found})
 
 
-@router.get("/v1/models", summary="Models that are loaded")
+@router.get("/v1/models", responses={200: {"model": Models}}, summary="Models that are loaded")
 async def models(request: Request) -> Response:
     """Every model with its methods, classes and input."""
     service = service_of(request)
     return json_response({"models": [described(service, served) for served in service.models.values()]})
 
 
-@router.get("/v1/models/{model}/labels", summary="Class names of a model")
+@router.get(
+    "/v1/models/{model}/labels", responses={200: {"model": Labels}, **TOLD_BY_KSERVE}, summary="Class names of a model"
+)
 async def labels(request: Request, model: str) -> Response:
     """In order of the class index."""
     return json_response({"labels": list(service_of(request).served(model).model.labels)})

@@ -19,6 +19,8 @@ from schemas.online import OF_THE_JOB, ServedModel, ServeSpec
 SERVICE = ("host", "port", "grpc_port", "ray_address", "storage")
 GRPC_ANSWER_BYTES = 64 * 2**20
 """An answer is larger than its request only where it has many maps at the resolution of the input."""
+ASKED_AGAIN_BYTES = 2**20
+"""HAProxy repeats requests that fit into its buffer, of which each request in progress has two."""
 PANELS = {
     "Service": ("config", "ray_address"),
     "Model": (*MODEL_FLAGS, "storage"),
@@ -48,9 +50,12 @@ def _environment(spec: ServeSpec) -> None:
     os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", str(max(spec.limits.body_bytes, GRPC_ANSWER_BYTES)))
     for name in ("USER_CODE_IN_SEPARATE_THREAD", "ROUTER_IN_SEPARATE_LOOP"):  # nothing blocks our event loop
         os.environ.setdefault(f"RAY_SERVE_RUN_{name}", "0")
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.proxy.middlewares")
     if not spec.with_haproxy():
         return
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")  # a process was lost
+    os.environ.setdefault("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", str(ASKED_AGAIN_BYTES))
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
     for name in ("METRICS", "STATS"):  # their usual ports are those of every other such service on this machine
         os.environ.setdefault(f"RAY_SERVE_HAPROXY_{name}_PORT", str(_free_port()))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Query, Request, Response
 
 from pipeline.report.overlay import OPACITY
+from schemas.answers import Explained
 from serve import render
 from serve.answers import payload
 from serve.forms import json_response
@@ -14,6 +15,7 @@ from serve.service import Answer, Service
 
 router = APIRouter()
 T = TypeVar("T")
+BINARY = {"schema": {"type": "string", "format": "binary"}}
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -25,15 +27,20 @@ BODY: dict[str, Any] = {
                     "properties": {"image": {"type": "string", "format": "binary"}},
                 }
             },
-            "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
-            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            "image/jpeg": BINARY,
+            "image/png": BINARY,
         },
     }
 }
 TYPES = {"png": "image/png", "npy": "application/x-npy", "arrow": "application/vnd.apache.arrow.stream"}
 
 
-@router.post("/explain", openapi_extra=BODY, summary="Predict and explain one image")
+@router.post(
+    "/explain",
+    openapi_extra=BODY,
+    responses={200: {"model": Explained, "content": dict.fromkeys(TYPES.values(), BINARY)}},
+    summary="Predict and explain one image",
+)
 async def explain(
     request: Request,
     model: Annotated[str | None, Query(description="One of /v1/models; by default the first.")] = None,

@@ -7,8 +7,15 @@ from typing import Any
 
 from fastapi import Response
 
+from schemas.answers import Refused, RefusedByKServe
 from serve.problems import RefusedError
 
+TOLD: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Refused, "description": "The request is wrong; the message says how to mend it"},
+    503: {"model": Refused, "description": "Too much to do, too late or not ready; Retry-After says when to ask again"},
+}
+"""What is told of problems in OpenAPI, by `problem_response`."""
+TOLD_BY_KSERVE = {status: {**told, "model": RefusedByKServe} for status, told in TOLD.items()}
 SANE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 

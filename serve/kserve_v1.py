@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from schemas.answers import ModelStatus, Predicted, PredictedAndExplained
 from serve.answers import explanation, facts, top
 from serve.forms import json_response
 from serve.requests import checked, identity, instance, json_body, service_of
@@ -63,23 +64,33 @@ BODY: dict[str, Any] = {
 }
 
 
-@router.get("/v1/models/{model}", summary="Whether a model is ready")
-async def status(request: Request, model: str) -> Response:
-    """The model's name and readiness."""
-    service = service_of(request)
-    return json_response({"name": service.served(model).name, "ready": service.is_ready()})
-
-
-@router.post("/v1/models/{model}:predict", openapi_extra=BODY, summary="Predictions of some images")
+@router.post(
+    "/v1/models/{model}:predict",
+    openapi_extra=BODY,
+    responses={200: {"model": Predicted}},
+    summary="Predictions of some images",
+)
 async def predict(request: Request, model: str) -> Response:
     """One prediction an instance."""
     return await _answered(request, model, explain=False)
 
 
-@router.post("/v1/models/{model}:explain", openapi_extra=BODY, summary="Predictions and explanations of some images")
+@router.post(
+    "/v1/models/{model}:explain",
+    openapi_extra=BODY,
+    responses={200: {"model": PredictedAndExplained}},
+    summary="Predictions and explanations of some images",
+)
 async def explain(request: Request, model: str) -> Response:
     """One prediction and one explanation an instance."""
     return await _answered(request, model, explain=True)
+
+
+@router.get("/v1/models/{model}", responses={200: {"model": ModelStatus}}, summary="Whether a model is ready")
+async def status(request: Request, model: str) -> Response:
+    """The model's name and readiness."""
+    service = service_of(request)
+    return json_response({"name": service.served(model).name, "ready": service.is_ready()})
 
 
 async def _answered(request: Request, model: str, *, explain: bool) -> Response:

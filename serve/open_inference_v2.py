@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from schemas.answers import Inferred, Live, ModelMetadata, ModelStatus, Ready, Server
 from serve.forms import json_response
 from serve.inference import SCALE, VERSION, Inference, image_of, infer, model_metadata, server_metadata
 from serve.problems import RefusedError
@@ -30,37 +31,38 @@ def _inlined() -> dict[str, Any]:
     return schema
 
 
+BINARY = {"schema": {"type": "string", "format": "binary"}}
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {"schema": _inlined()},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": BINARY,
         },
     }
 }
 
 
-@router.get("/v2", summary="Name, version and extensions of the server")
+@router.get("/v2", responses={200: {"model": Server}}, summary="Name, version and extensions of the server")
 async def server() -> Response:
     """Metadata of the server."""
     return json_response(server_metadata())
 
 
-@router.get("/v2/health/live", summary="Whether the process works")
+@router.get("/v2/health/live", responses={200: {"model": Live}}, summary="Whether the process works")
 async def live(request: Request) -> Response:
     """200 or 503."""
     return json_response({"live": _or_unavailable(service_of(request).is_healthy())})
 
 
-@router.get("/v2/health/ready", summary="Whether every graph is warm")
+@router.get("/v2/health/ready", responses={200: {"model": Ready}}, summary="Whether every graph is warm")
 async def ready(request: Request) -> Response:
     """200 or 503."""
     return json_response({"ready": _or_unavailable(service_of(request).is_ready())})
 
 
 @router.get(f"{VERSIONED}/ready", include_in_schema=False)
-@router.get("/v2/models/{model}/ready", summary="Whether a model is ready")
+@router.get("/v2/models/{model}/ready", responses={200: {"model": ModelStatus}}, summary="Whether a model is ready")
 async def model_ready(request: Request, model: str) -> Response:
     """200, 404 or 503."""
     service = service_of(request)
@@ -74,14 +76,19 @@ def _or_unavailable(value: bool) -> bool:
 
 
 @router.get(VERSIONED, include_in_schema=False)
-@router.get("/v2/models/{model}", summary="Inputs and outputs of a model")
+@router.get("/v2/models/{model}", responses={200: {"model": ModelMetadata}}, summary="Inputs and outputs of a model")
 async def metadata(request: Request, model: str) -> Response:
     """Metadata of a model."""
     return json_response(model_metadata(service_of(request).served(model)))
 
 
 @router.post(f"{VERSIONED}/infer", include_in_schema=False)
-@router.post("/v2/models/{model}/infer", openapi_extra=BODY, summary="Scores and heatmaps of some images")
+@router.post(
+    "/v2/models/{model}/infer",
+    openapi_extra=BODY,
+    responses={200: {"model": Inferred, "content": {"application/octet-stream": BINARY}}},
+    summary="Scores and heatmaps of some images",
+)
 async def inferred(request: Request, model: str) -> Response:
     """Images in; scores (softmax), predictions, targets and heatmaps out."""
     service = service_of(request)

@@ -1,12 +1,14 @@
 """The web application over a service; knows neither Ray nor where the service runs."""
 
+from importlib.metadata import version
+
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from serve import admin, explain, kserve_v1, open_inference_v2, render
-from serve.forms import problem_response
+from serve import admin, docs, explain, kserve_v1, open_inference_v2, render
+from serve.forms import TOLD, TOLD_BY_KSERVE, problem_response
 from serve.intake import Intake
 from serve.open_inference_v2 import LENGTH
 from serve.problems import RefusedError
@@ -14,7 +16,7 @@ from serve.requests import identity
 from serve.service import Service
 
 CODES = {404: "not_found", 405: "method_not_allowed", 401: "unauthorized", 413: "body_too_large"}
-TOLD = {
+TEXTS = {
     "not_found": "there is nothing at this path; /docs lists what there is",
     "method_not_allowed": "the path does not take this method; /docs lists what there is",
 }
@@ -32,12 +34,16 @@ def create_web(service: Service) -> FastAPI:
     app = FastAPI(
         title="raylens",
         summary="Predictions of vision models, and where in the image they come from.",
+        version=version("raylens"),
+        docs_url=None,
         redoc_url=None,
     )
     app.state.service = service
     app.state.body_bytes = service.spec.limits.body_bytes
     for module in (explain, kserve_v1, open_inference_v2, admin):  # routes are tried in this order
-        app.include_router(module.router)
+        by_kserve = module in (kserve_v1, open_inference_v2)
+        app.include_router(module.router, responses=TOLD_BY_KSERVE if by_kserve else TOLD)
+    app.include_router(docs.router)
     if (page := _page()) is not None:
         app.include_router(page)
     app.exception_handler(RefusedError)(_refused)
@@ -78,6 +84,6 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
 
 async def _http(request: Request, error: HTTPException) -> Response:
     code = CODES.get(error.status_code, "bad_request")
-    response = await _refused(request, RefusedError(code, TOLD.get(code, str(error.detail))))
+    response = await _refused(request, RefusedError(code, TEXTS.get(code, str(error.detail))))
     response.headers.update(error.headers or {})
     return response

@@ -1,0 +1,187 @@
+"""What stands in Ray's proxy, before the processes that answer: a request that lost its process is asked again.
+
+Ray loads it by name into the proxy, and into each process where HAProxy asks those directly. There the death of a
+process takes its own proxy with it, and HAProxy asks again; see `serve.cli`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.middleware import Middleware
+
+from serve.forms import problem_response, request_id
+from serve.problems import RefusedError
+
+ATTEMPTS = 4
+PAUSE_S = 0.2
+KEPT_BYTES = 256 * 2**20
+OURS = b"x-content-type-options"
+"""A header of every answer of the service: one without it comes from Ray."""
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+def middlewares() -> list[Middleware]:
+    """For `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
+    return [Middleware(Again)]
+
+
+@dataclass
+class Room:
+    """What may still be kept.
+
+    Attributes:
+        left: bytes.
+    """
+
+    left: int
+
+
+class Body:
+    """The messages of a body, which can be read anew as long as there is room to keep them.
+
+    Args:
+        receive: of the server.
+        room: of all bodies of a proxy.
+    """
+
+    def __init__(self, receive: Receive, room: Room) -> None:
+        self._receive = receive
+        self._room = room
+        self._kept: list[Message] = []
+        self._kept_bytes = 0
+        self._next = 0
+        self.is_whole = True
+        self.has_left = False
+
+    async def __call__(self) -> Message:
+        """The next message."""
+        if self._next < len(self._kept):
+            self._next += 1
+            return self._kept[self._next - 1]
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.has_left = True
+        else:
+            self._keep(message)
+        return message
+
+    def _keep(self, message: Message) -> None:
+        size = len(message.get("body", b""))
+        self.is_whole = self.is_whole and size <= self._room.left
+        if not self.is_whole:
+            self.drop()
+            return
+        self._room.left -= size
+        self._kept_bytes += size
+        self._kept.append(message)
+        self._next += 1
+
+    def rewind(self) -> None:
+        """The next message is the first one again."""
+        self._next = 0
+
+    def drop(self) -> None:
+        """Keeps nothing any more."""
+        self._room.left += self._kept_bytes
+        self._kept_bytes = self._next = 0
+        self._kept.clear()
+
+
+class Told:
+    """Passes an answer on, its head with the first part of its body; those of Ray itself become the service's own.
+
+    Args:
+        send: of the server.
+        path: of the request.
+        identity: of the request.
+    """
+
+    def __init__(self, send: Send, path: str, identity: str) -> None:
+        self._send = send
+        self._path = path
+        self._identity = identity
+        self._head: Message | None = None
+        self._is_replaced = False
+        self.has_started = False
+
+    async def __call__(self, message: Message) -> None:
+        """Sends a message of the answer."""
+        if self._is_replaced:
+            return
+        if message["type"] != "http.response.start":
+            await self._passed(message)
+        elif message["status"] in RAYS_OWN and OURS not in dict(message["headers"]):
+            await self.tell(RAYS_OWN[message["status"]])
+        else:
+            self._head = {**message, "headers": _once(message["headers"])}
+
+    async def _passed(self, message: Message) -> None:
+        self.has_started = True
+        if self._head is not None:
+            head, self._head = self._head, None
+            await self._send(head)
+        await self._send(message)
+
+    async def tell(self, code: str) -> None:
+        """Answers with a problem."""
+        self.has_started = self._is_replaced = True
+        problem = RefusedError(code, TEXTS[code])
+        await problem_response(problem, self._path, self._identity)({"type": "http"}, _nothing, self._send)
+
+
+def _once(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Ray adds the identity of a request to an answer that has it already."""
+    return list(dict.fromkeys((name.lower(), value) for name, value in headers))
+
+
+RAYS_OWN = {408: "deadline", 503: "overloaded"}
+TEXTS = {
+    "overloaded": "the service has too much to do, or is being started; try later",
+    "deadline": "not answered in time; try later",
+    "unavailable": "the process that explains was lost; try again",
+}
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+class Again:
+    """Middleware: an explanation changes nothing, so that a request without an answer may be made again.
+
+    Args:
+        app: Ray's proxy, which ends without an answer where the process was lost.
+        kept_bytes: of bodies at once, to send them again; those over it are sent once.
+    """
+
+    def __init__(self, app: App, kept_bytes: int = KEPT_BYTES) -> None:
+        self._app = app
+        self.room = Room(kept_bytes)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Ray's own paths
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        body, told = Body(receive, self.room), Told(send, scope["path"], request_id(given))
+        try:
+            await self._asked(scope, body, told)
+        finally:
+            body.drop()
+
+    async def _asked(self, scope: MutableMapping[str, Any], body: Body, told: Told) -> None:
+        for attempt in range(ATTEMPTS):
+            await self._app({**scope, "headers": list(scope["headers"])}, body, told)
+            if told.has_started or body.has_left:
+                return
+            if not body.is_whole:
+                break
+            body.rewind()
+            await asyncio.sleep(PAUSE_S * 2**attempt)
+        await told.tell("unavailable")

@@ -1,0 +1,128 @@
+"""What stands in Ray's proxy: a request without an answer is made again, whole, and never for ever."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from serve import proxy
+from serve.proxy import Again, middlewares
+
+PARTS = [{"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.request", "body": b"c"}]
+HEAD = {"type": "http.response.start", "status": 200, "headers": [(proxy.OURS, b"nosniff")]}
+END = {"type": "http.response.body", "body": b"done"}
+
+
+class Process:
+    """Reads a body and answers, after it was lost some times.
+
+    Args:
+        losses: how often it ends before its answer.
+        answer: messages that it sends at last.
+        before: messages that it sends before it is lost.
+    """
+
+    def __init__(self, losses: int, answer: list[Any], before: list[Any] | None = None) -> None:
+        self.left, self.answer, self.before = losses, answer, before or []
+        self.bodies: list[bytes] = []
+
+    async def __call__(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body, more = body + message["body"], message.get("more_body", False)
+        self.bodies.append(body)
+        self.left -= 1
+        for message in self.before if self.left >= 0 else self.answer:
+            await send(message)
+
+
+def asked(process: Process, parts: list[Any] = PARTS, path: str = "/explain", **options: int) -> list[Any]:
+    sent: list[Any] = []
+    coming = iter(parts)
+
+    async def receive() -> Any:
+        return next(coming, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    [middleware] = middlewares()
+    assert middleware.cls is Again
+    asyncio.run(Again(process, **options)({"type": "http", "path": path, "headers": []}, receive, send))
+    return sent
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "PAUSE_S", 0.0)
+
+
+@pytest.mark.parametrize("before", [[], [HEAD]])
+def test_a_lost_request_is_made_again_with_its_whole_body(before: list[Any]) -> None:
+    process = Process(2, [HEAD, END], before)
+    assert asked(process) == [HEAD, END]
+    assert process.bodies == [b"abc"] * 3
+
+
+@pytest.mark.parametrize(("path", "form"), [("/explain", dict), ("/v2/models/a/infer", str)])
+def test_it_ends_with_a_refusal_in_the_protocol_s_form(path: str, form: type) -> None:
+    process = Process(99, [])
+    start, body = asked(process, path=path)
+    assert start["status"] == 503
+    assert dict(start["headers"])[b"retry-after"] == b"5"
+    assert isinstance(json.loads(body["body"])["error"], form)
+    assert len(process.bodies) == proxy.ATTEMPTS
+
+
+def test_nothing_is_made_again_for_a_client_that_has_left() -> None:
+    process = Process(99, [])
+    assert asked(process, PARTS[:1]) == []
+    assert process.bodies == []
+
+
+def test_a_body_that_cannot_be_kept_is_sent_once() -> None:
+    process = Process(1, [HEAD, END])
+    start, _ = asked(process, kept_bytes=2)
+    assert (start["status"], process.bodies) == (503, [b"abc"])
+
+
+def test_an_answer_that_has_begun_is_not_begun_again() -> None:
+    more = {**END, "more_body": True}
+    process = Process(1, [HEAD, END], [HEAD, more])
+    assert asked(process) == [HEAD, more]
+    assert len(process.bodies) == 1
+
+
+@pytest.mark.parametrize(("status", "told"), [(503, 503), (408, 503)])
+def test_what_ray_says_is_told_as_the_service_would(status: int, told: int) -> None:
+    ray = [{"type": "http.response.start", "status": status, "headers": []}, {**END, "body": b"Request dropped"}]
+    start, body = asked(Process(0, ray))
+    assert start["status"] == told
+    assert dict(start["headers"])[b"retry-after"] == b"1"
+    assert json.loads(body["body"])["error"].keys() == {"code", "message", "request_id"}
+
+
+def test_the_room_for_bodies_is_given_back() -> None:
+    again = Again(Process(0, [HEAD, END]))
+    before = again.room.left
+    parts = iter(PARTS)
+
+    async def receive() -> Any:
+        return next(parts)
+
+    async def send(_: Any) -> None:
+        assert again.room.left == before - 3
+
+    asyncio.run(again({"type": "http", "path": "/", "headers": []}, receive, send))
+    assert again.room.left == before
+
+
+def test_the_identity_of_a_request_is_told_once() -> None:
+    twice = {**HEAD, "headers": [*HEAD["headers"], (b"x-request-id", b"1"), (b"X-Request-ID", b"1")]}
+    start, _ = asked(Process(0, [twice, END]))
+    assert [name for name, _ in start["headers"]].count(b"x-request-id") == 1
