@@ -26,6 +26,7 @@ class Metrics:
             "raylens_batch_images", "Images in a batch", ["model", "method"], buckets=SIZES, registry=self.registry
         )
         self.queue = Gauge("raylens_queue_images", "Images that wait", ["model", "method"], registry=self.registry)
+        self.cache_bytes = Gauge("raylens_cache_bytes", "Memory of the cache", registry=self.registry)
         self.in_progress = Gauge("raylens_requests_in_progress", "Requests in progress", registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

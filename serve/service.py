@@ -101,6 +101,7 @@ class Service:
         self.metrics = Metrics()
         self.admission = Admission(spec, self.metrics)
         self.cache = Cache(spec.cache)
+        self.metrics.cache_bytes.set_function(lambda: self.cache.nbytes)
         self.models: dict[str, Served] = {}
         self.pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "raylens-decode")
         self.readers = ThreadPoolExecutor(READERS, "raylens-storage")
