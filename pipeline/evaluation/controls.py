@@ -1,5 +1,7 @@
 """Maps that know nothing of the model, to stand beside every faithfulness value."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,8 +19,8 @@ def random_maps(
         x: (N, C, H, W).
         _targets: not read; the signature is a method's.
         seeds: (N,) of the samples.
-        size: of the maps; None for the images'. Noise of single pixels thins an image out evenly: beside a method that
-            gives a few cells belongs noise of as many cells.
+        size: of the maps; None for the images'. Pixels that are missing all over the image hurt a network more than as
+            many in one place, so beside a method that gives a few cells belongs noise of as many cells.
         seed: of the job.
 
     Returns:
@@ -50,5 +52,9 @@ def edge_maps(x: Tensor, _targets: Tensor, _seeds: Tensor) -> Tensor:
     return torch.hypot(*gradients.unbind(dim=1))
 
 
-CONTROLS: dict[str, Explain] = {"random": random_maps, "edges": edge_maps}
+CONTROLS: dict[str, Explain] = {
+    "random": random_maps,
+    "randomcells": partial(random_maps, size=(7, 7)),
+    "edges": edge_maps,
+}
 """Called as a method is: images, targets and sample seeds."""

@@ -28,7 +28,7 @@ def area_under(curve: Tensor) -> Tensor:
 
 def changed(ranks: Tensor, counts: Tensor, image: Tensor, choice: Tensor) -> Tensor:
     """The first `counts[choice]` pixels of each image's order: (R, H, W) bool."""
-    return ranks[image] < counts[choice, None, None]
+    return ranks.index_select(0, image) < counts[choice, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)

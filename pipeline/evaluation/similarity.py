@@ -33,7 +33,7 @@ def average_ranks(values: Tensor) -> Tensor:
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's rank correlation of each row; 1 where both rows are constant, 0 where one is.
+    """Spearman's rank correlation of each row; 1 where both rows are constant, 0 where one is, NaN where one holds NaN.
 
     Args:
         a: (N, ...).
@@ -42,7 +42,9 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (N,) float64 in [-1, 1].
     """
-    return correlation(average_ranks(a.flatten(1)), average_ranks(b.flatten(1)))
+    a, b = a.flatten(1), b.flatten(1)
+    numbers = ~(a.isnan() | b.isnan()).any(dim=1)
+    return correlation(average_ranks(a), average_ranks(b)).where(numbers, torch.nan)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:

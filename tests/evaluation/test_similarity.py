@@ -58,6 +58,17 @@ def test_small_maps_are_one_window():
     assert ssim(noise(2, 1, 1), noise(2, 1, 1)).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("similarity", [spearman, ssim])
+def test_a_map_that_is_no_number_is_like_none(similarity):
+    """What a network with forgotten weights may give."""
+    a, b = noise(3, 8, 8), noise(3, 8, 8, seed=1)
+    whole = similarity(a, b)
+    b[1, 2, 3] = torch.nan
+    found = similarity(a, b)
+    assert found.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(found[[0, 2]], whole[[0, 2]])
+
+
 def test_ssim_does_not_depend_on_the_unit():
     a, b = noise(2, 8, 8), noise(2, 8, 8, seed=1)
     torch.testing.assert_close(ssim(a * 100, b / 8), ssim(a, b))
@@ -94,5 +105,5 @@ def test_random_maps_follow_the_sample():
 def test_controls_are_called_as_methods_are(name):
     x, seeds = noise(2, 3, 6, 8).float(), torch.tensor([1, 2])
     maps = CONTROLS[name](x, torch.tensor([0, 1]), seeds)
-    assert maps.shape == (2, 6, 8)
+    assert maps.shape == ((2, 7, 7) if name == "randomcells" else (2, 6, 8))
     assert torch.equal(maps[1:], CONTROLS[name](x[1:], torch.tensor([1]), seeds[1:]))

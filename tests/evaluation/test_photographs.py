@@ -1,0 +1,46 @@
+"""Faithfulness on real photographs with real weights: Grad-CAM beside maps that know nothing of the model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.attribution import create
+from pipeline.evaluation.controls import CONTROLS
+from pipeline.evaluation.metric import Explained
+from pipeline.evaluation.metrics import explains, subject
+from pipeline.evaluation.removal import Deletion, Insertion
+from pipeline.model import load
+from schemas.graph import ModelSpec
+
+pytestmark = pytest.mark.data
+EVERY = 125
+"""Of the 500 photographs one in so many: four."""
+
+
+def test_gradcam_is_more_faithful_than_random_cells(shared_data: Path) -> None:
+    folder = shared_data / "mobilenet_v2"
+    model = load(
+        ModelSpec(
+            source="timm:mobilenetv2_100",
+            arguments={"pad_type": "same"},
+            weights=str(folder / "model.safetensors"),
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            interpolation="bilinear",
+        )
+    )
+    files = sorted((shared_data / "imagenet_sample").glob("*.JPEG"))[::EVERY]
+    pixels = [model.preprocessing.pixels(Image.open(file).convert("RGB")).copy() for file in files]
+    x = model.preprocessing.normalise(torch.stack([torch.from_numpy(image) for image in pixels]), torch.float32)
+    targets, seeds = model.module(x).argmax(dim=1), torch.arange(len(x))
+    judge = subject(model, lambda bound: explains(create("gradcam", bound)))
+    chance = CONTROLS["randomcells"](x, targets, seeds)
+    for metric in (Insertion(step=6272), Deletion(step=6272)):
+        values = [
+            metric(judge, Explained(x, maps, targets, seeds)).value.mean().item()
+            for maps in (judge.explain(x, targets, seeds), chance)
+        ]
+        better, worse = values if metric.traits.higher_is_better else values[::-1]
+        assert better > worse + 0.1
