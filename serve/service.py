@@ -13,7 +13,7 @@ import torch
 
 from schemas.online import ServeSpec
 from serve.admission import Admission
-from serve.backends import Here
+from serve.backends import Backend, Here
 from serve.cache import Cache, Kept, Key
 from serve.engine import Explained, Task
 from serve.metrics import Metrics
@@ -113,13 +113,17 @@ class Service:
         models = opened(self.spec, self._call)
         for served in models.values():
             for offer in served.offers.values():
-                if isinstance(offer.backend, Here):
-                    self._watch(served.name, offer.name, offer.backend)
+                self._watch(served.name, offer.name, offer.backend)
         self.models = models
 
-    def _watch(self, model: str, method: str, backend: Here) -> None:
-        backend.engine.on_batch = self.metrics.batch.labels(model, method).observe
-        self.metrics.queue.labels(model, method).set_function(lambda: backend.engine.depth)
+    def _watch(self, model: str, method: str, backend: Backend) -> None:
+        """Batches are known where they are made; of a pool elsewhere it is known what has not come back."""
+        queue = self.metrics.queue.labels(model, method)
+        if isinstance(backend, Here):
+            backend.engine.on_batch = self.metrics.batch.labels(model, method).observe
+            queue.set_function(lambda: backend.engine.depth)
+        else:
+            queue.set_function(lambda: backend.gate.inside)
 
     def close(self) -> None:
         """Finishes what waits."""

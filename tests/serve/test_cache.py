@@ -76,34 +76,3 @@ def test_it_can_be_switched_off(off: dict[str, int]) -> None:
 
 def explained(service: Service, **query: Any) -> Any:
     return json.loads(talk(service, lambda client: client.post("/explain", params=query, content=jpeg(0))).content)
-
-
-def value(service: Service, name: str, **labels: str) -> float:
-    return service.metrics.registry.get_sample_value(name, labels) or 0.0
-
-
-def test_every_stage_of_a_request_is_counted() -> None:
-    service = started()
-    first, again = explained(service, target="top:2"), explained(service)
-    explained(service, method="eigencam")
-    assert (first["cached"], again["cached"]) == (False, True)  # rank 0 is the predicted class
-    assert explained(service)["cached"]
-    refused = talk(service, lambda client: client.post("/explain", content=b"x"))
-    missing = talk(service, lambda client: client.get("/nothing"))
-    assert (refused.status_code, missing.status_code) == (422, 404)
-    assert value(service, "raylens_cache_total", result="miss") == 2 + 1 + 1
-    assert value(service, "raylens_cache_total", result="hit") == 2
-    assert value(service, "raylens_cache_bytes") == service.cache.nbytes > 0
-    assert value(service, "raylens_requests_total", route="/explain", status="200") == 4
-    assert value(service, "raylens_requests_total", route="/explain", status="422") == 1
-    assert value(service, "raylens_requests_total", route="other", status="404") == 1
-    assert value(service, "raylens_rejected_total", code="not_an_image") == 1
-    assert value(service, "raylens_rejected_total", code="not_found") == 1
-    assert value(service, "raylens_explained_total", model="tiny", method="gradcam") == 2
-    assert value(service, "raylens_explained_total", model="tiny", method="eigencam") == 1
-    assert value(service, "raylens_batch_images_sum", model="tiny", method="gradcam") == 2
-    assert value(service, "raylens_queue_images", model="tiny", method="gradcam") == 0
-    assert value(service, "raylens_requests_in_progress") == 0
-    for stage in ("decode", "queue", "graph", "render", "total"):
-        assert value(service, "raylens_stage_seconds_count", stage=stage) == 4
-    service.close()
