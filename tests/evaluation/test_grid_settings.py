@@ -1,16 +1,20 @@
 """GridPG, DiFull and DiPart: what reaches the score, exact scores, and every method in them."""
 
+import numpy as np
 import pytest
 import timm
 import torch
 from attribution.cases import model_for, parameters
 from attribution.networks import images, loaded, relu_cnn, residual_net, state, tiny_vit
+from PIL import Image
 
 from pipeline.attribution import METHODS, create
 from pipeline.errors import MethodError
 from pipeline.evaluation.grid_settings import SETTINGS, GridScorer, difull, dipart, gridpg
-from pipeline.evaluation.grids import CORNERS, cells_of, localisation_score, montage
+from pipeline.evaluation.grids import CORNERS, Candidates, cells_of, localisation_score, montage, plan_grids
 from pipeline.evaluation.layerwise import OnLayer
+from pipeline.model import load
+from schemas.graph import ModelSpec
 
 torch.set_num_threads(1)
 CLASSES = torch.tensor([[0, 1, 2, 0], [3, 4, 1, 3]])
@@ -180,3 +184,40 @@ def test_methods_of_the_input_may_look_at_the_layer_of_a_grid():
     on_layer = GridScorer("difull", model, lambda one: OnLayer(one, lambda upper: create("inputxgradient", upper)))
     x = grids(model)
     torch.testing.assert_close(on_layer(x, CLASSES).maps, scorer("difull", model, "hirescam")(x, CLASSES).maps)
+
+
+@pytest.mark.data
+def test_a_trained_network_on_photographs_is_as_in_the_paper(shared_data):
+    """GridPG: high at the last layer, near chance at the input. DiFull: perfect at the input, not with pooled weights.
+
+    Same image in both corners: one photograph a class.
+    """
+    folder = shared_data / "mobilenet_v2"
+    model = load(
+        ModelSpec(
+            source="timm:mobilenetv2_100",
+            arguments={"pad_type": "same"},
+            weights=str(folder / "model.safetensors"),
+            labels=str(folder / "labels.txt"),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            interpolation="bilinear",
+        )
+    )
+    files = sorted((shared_data / "imagenet_sample").glob("*.JPEG"))[::60]
+    pixels = np.stack([model.preprocessing.pixels(Image.open(file).convert("RGB")) for file in files])
+    x = model.preprocessing.normalise(torch.tensor(pixels), torch.float32)
+    with torch.no_grad():
+        scores, predictions = model.module(x).softmax(dim=1).max(dim=1)
+    labels = np.array([model.class_index(file.name.partition("_")[0]) for file in files])
+    given = Candidates([file.name for file in files], predictions.numpy(), scores.numpy(), labels)
+
+    def mean_score(setting, name):
+        plan = plan_grids(given, count=2, repeat_corner=setting == "difull")
+        found = scorer(setting, model, name)(montage(x[torch.tensor(plan.images)]), torch.tensor(plan.classes))
+        return float(found.scores.mean())
+
+    assert mean_score("gridpg", "gradcam") > 0.6
+    assert 0.15 < mean_score("gridpg", "inputxgradient") < 0.5
+    assert mean_score("difull", "inputxgradient") == pytest.approx(1.0, abs=1e-6)
+    assert mean_score("difull", "gradcam") <= 0.5 + 1e-6
