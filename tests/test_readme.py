@@ -119,7 +119,7 @@ def test_the_endpoint_and_its_clients(demo: Path) -> None:
             process.send_signal(signal.SIGINT)
             _, message = process.communicate(timeout=60)
     assert (process.returncode, "draining" in message) == (0, True), message
-    assert re.search(r"\[12, 12\]|\[6, 6\]", printed[0]), printed
+    assert "[12, 12]" in printed[0], printed
     assert len(printed) == 3
 
 
