@@ -15,8 +15,8 @@ from pipeline.model import load
 from schemas.graph import ModelSpec
 
 pytestmark = pytest.mark.data
-EVERY = 125
-"""Of the 500 photographs one in so many: four."""
+EVERY = 84
+"""Of the 500 photographs one in so many: six."""
 
 
 def test_gradcam_is_more_faithful_than_random_cells(shared_data: Path) -> None:
