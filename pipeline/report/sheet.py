@@ -1,7 +1,5 @@
 """Contact sheet: images of a run beside their heatmaps."""
 
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import TypeAdapter
 
-from pipeline.preprocessing import Preprocessing
 from pipeline.report.overlay import overlay
-from pipeline.stream import sources
-from pipeline.stream.decode import Decoder
+from pipeline.report.photograph import photographs
 from pipeline.stream.ledger import Ledger
 from pipeline.stream.storage import list_names
 
@@ -87,9 +82,9 @@ def sampled(ledger: Ledger, run: dict[str, Any], count: int) -> list[Tile]:
     Returns:
         At most `count` tiles, ordered by label or prediction.
     """
-    rows = _spread(ledger, count)
-    wanted = {(row["shard"], row["row"]): row for row in rows}
-    tiles = [(row, _tile(row, image)) for row, image in _images(ledger, run, wanted)]
+    rows = {(row["shard"], row["row"]): row for row in _spread(ledger, count)}
+    found = photographs(ledger, run, rows)
+    tiles = [(rows[place], _tile(rows[place], image)) for place, image in found.items() if not isinstance(image, str)]
     tiles.sort(
         key=lambda pair: (pair[0]["label"] if pair[0]["label"] is not None else pair[0]["prediction"], pair[0]["row"])
     )
@@ -120,29 +115,6 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
     maps = table.column("heatmap").combine_chunks().to_numpy_ndarray()
     values = table.drop_columns(["heatmap"]).to_pylist()
     return [{**value, "heatmap": heatmap} for value, heatmap in zip(values, maps, strict=True)]
-
-
-def _images(
-    ledger: Ledger, run: dict[str, Any], wanted: dict[tuple[str, int], dict[str, Any]]
-) -> Iterator[tuple[dict[str, Any], Image.Image]]:
-    preprocessing = preprocessing_of(run)
-    decoder = Decoder(preprocessing, max_pixels=run["spec"]["max_pixels"])
-    last: dict[str, int] = defaultdict(int)
-    for name, row in wanted:
-        last[name] = max(last[name], row)
-    for shard in ledger.plan() or []:
-        if shard.name not in last:
-            continue
-        for sample in sources.read(shard, ledger.storage, limit=last[shard.name] - shard.first + 1):
-            found = wanted.get((shard.name, sample.row))
-            if found is not None and sample.error is None:
-                pixels = decoder.decode(sample.data).pixels
-                yield found, Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).convert("RGB")
-
-
-def preprocessing_of(run: dict[str, Any]) -> Preprocessing:
-    """The preprocessing that `run.json` states."""
-    return TypeAdapter(Preprocessing).validate_python(run["model"]["preprocessing"])
 
 
 def _tile(row: dict[str, Any], image: Image.Image) -> Tile:

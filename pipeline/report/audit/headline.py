@@ -1,0 +1,166 @@
+"""The first screen in words: the verdict, whether the model looks where it did, and what changed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.drift.compare import Drift
+from pipeline.drift.finding import Finding
+from pipeline.report.audit.concern import changes
+from pipeline.report.html.number import DASH, count, fixed, percent, plural
+
+if TYPE_CHECKING:
+    from pipeline.jobs.audit import Night
+
+POINTS = 7
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number of the first screen.
+
+    Attributes:
+        name: what it is.
+        value: of this night.
+        before: of the earlier run, or the interval; empty for none.
+    """
+
+    name: str
+    value: str
+    before: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Something that changed.
+
+    Attributes:
+        what: a sentence or its beginning.
+        how_much: its numbers; empty where the sentence holds them.
+    """
+
+    what: str
+    how_much: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The first screen.
+
+    Attributes:
+        mood: `alert`, `calm`, or `first` where there was nothing to compare with.
+        verdict: in a few words.
+        answer: whether the model still looks at the same thing.
+        against: name of the night that it was compared with, else its address; empty for none.
+        points: what changed.
+        hidden: points that are not shown.
+        tiles: numbers.
+    """
+
+    mood: Literal["alert", "calm", "first"]
+    verdict: str
+    answer: str
+    against: str
+    points: tuple[Point, ...]
+    hidden: int
+    tiles: tuple[Tile, ...]
+
+
+def headline(night: "Night") -> Headline:
+    """Says what a night found.
+
+    Args:
+        night: the audit.
+
+    Returns:
+        The first screen.
+    """
+    points = list(_points(night))
+    mood: Literal["alert", "calm", "first"] = "alert" if night.alerts else "calm" if night.drift else "first"
+    return Headline(
+        mood=mood,
+        verdict=_verdict(night),
+        answer=_answer(night),
+        against=_against(night),
+        points=tuple(points[:POINTS]),
+        hidden=max(0, len(points) - POINTS),
+        tiles=tuple(_tiles(night)),
+    )
+
+
+def _verdict(night: "Night") -> str:
+    if night.alerts:
+        return plural(len(night.alerts), "alert")
+    if night.drift is None:
+        return "Nothing to compare with" if night.history else "First night"
+    beyond = any(one.corrected <= night.drift.spec.thresholds.alpha for one in night.drift.findings)
+    return "Nothing changed enough to matter" if beyond else "Nothing changed beyond chance"
+
+
+def _answer(night: "Night") -> str:
+    if night.drift is None:
+        return "This is where the model looks. From the next night on, this page says whether that changes."
+    if not night.drift.classes:
+        least = night.drift.spec.class_least
+        return f"Whether the model looks where it did is not known: no class has {least} maps in both runs."
+    changed = len({one.class_name for one in night.drift.alerts if one.class_name})
+    classes = plural(len(night.drift.classes), "compared class", "compared classes")
+    if changed:
+        return f"The model looks at something else in {changed} of {classes}."
+    if any(one.name == "pairs.map" for one in night.drift.alerts):
+        return "The maps of images that both runs hold moved, though no class did as a whole."
+    return f"The model looks where it did, in all of {classes}."
+
+
+def _against(night: "Night") -> str:
+    if night.before is None:
+        return ""
+    names = {one.explained: one.night for one in night.history}
+    return names.get(night.before.address, night.before.address)
+
+
+def _points(night: "Night") -> Iterator[Point]:
+    """Broken limits, then classes whose maps changed, then what changed over all images."""
+    alerts = night.drift.alerts if night.drift else ()
+    yield from (Point(sentence) for sentence in night.alerts[: len(night.alerts) - len(alerts)])
+    of_class = sorted((one for one in alerts if one.class_name is not None), key=lambda one: str(one.class_name))
+    groups = [(name, list(found)) for name, found in groupby(of_class, key=lambda one: one.class_name)]
+    for name, found in sorted(groups, key=lambda pair: -max(map(_excess, pair[1]))):
+        changed = changes(sorted(found, key=_excess, reverse=True))
+        yield Point(f"Maps of {name} changed:", f"{changed[:1].lower()}{changed[1:]}")
+    yield from (_point(one) for one in alerts if one.class_name is None)
+
+
+def _point(finding: Finding) -> Point:
+    subject = finding.subject[:1].upper() + finding.subject[1:]
+    effect = f"{finding.effect_name} {finding.effect:.2f}, alert from {finding.threshold:g}"
+    return Point(f"{subject} changed:", effect)
+
+
+def _excess(finding: Finding) -> float:
+    return finding.effect / max(finding.threshold, 1e-9)
+
+
+def _tiles(night: "Night") -> Iterator[Tile]:
+    record, before = night.explained.record, night.before.record if night.before else None
+    rejected = plural(record.rejected, "rejected", "rejected")
+    yield Tile("Images", count(record.images), rejected if before is None else f"before {count(before.images)}")
+    accuracy, calibration = night.performance.overall.accuracy, night.performance.calibration
+    earlier = before.correct / before.labelled if before and before.labelled else None
+    yield Tile("Accuracy", percent(accuracy.value), f"before {percent(earlier)}" if before else "")
+    yield Tile("Calibration error", fixed(calibration.ece) if calibration else DASH)
+    yield _maps_tile(night)
+    if night.drift:
+        yield _drift_tile(night.drift)
+
+
+def _maps_tile(night: "Night") -> Tile:
+    known = [row.beats_random(night.spec.limits.alpha) for row in night.metrics]
+    tested = [one for one in known if one is not None]
+    value = f"{sum(tested)} of {len(tested)}" if tested else DASH
+    return Tile("Metrics better than random", value)
+
+
+def _drift_tile(drift: Drift) -> Tile:
+    return Tile("Comparisons", count(len(drift.findings)), plural(len(drift.alerts), "alert"))

@@ -1,0 +1,240 @@
+"""The page of a night: one file that needs no network."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.report.audit import drift, gallery, metrics, performance, plots, provenance
+from pipeline.report.audit.concern import Concern, compared, frequent
+from pipeline.report.audit.gallery import KINDS, Album, Card, Kind, album
+from pipeline.report.audit.headline import headline
+from pipeline.report.audit.survey import Means, Survey, distance_from, nearest_to, pulling, same_as, survey
+from pipeline.report.explanation import Batch, Explanation, Value
+from pipeline.report.html.number import plural
+from pipeline.report.html.picture import Picture, heat
+from pipeline.report.html.template import render
+from schemas.audit import NightRecord
+from schemas.rejects import REJECT_CODES
+
+if TYPE_CHECKING:
+    from pipeline.jobs.audit import Night
+
+PACKAGE = "pipeline.report.audit"
+EXAMPLES = 3
+EXAMPLE_SIDE = 150
+NIGHTS = 30
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where one run looks for a class.
+
+    Attributes:
+        mean: map of the class.
+        caption: of the mean.
+        cards: examples.
+        chosen: how they were chosen.
+    """
+
+    mean: Picture
+    caption: str
+    cards: tuple[Card, ...]
+    chosen: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A class of the first screen.
+
+    Attributes:
+        concern: the class.
+        before: where the earlier run looks; None without one.
+        now: where this run looks.
+    """
+
+    concern: Concern
+    before: Look | None
+    now: Look
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A gallery of the page.
+
+    Attributes:
+        name: of its element.
+        kind: what it holds.
+        cards: its images.
+    """
+
+    name: str
+    kind: Kind
+    cards: tuple[Card, ...]
+
+
+def page(night: "Night") -> str:
+    """Makes the page; memory does not grow with the rows of the runs.
+
+    Args:
+        night: the audit.
+
+    Returns:
+        HTML, a few MiB at most.
+
+    Raises:
+        InputError: the explanations cannot be read; photographs that cannot leave a placeholder.
+    """
+    names = {row.index: row.images.name for row in night.performance.classes} | _labels(night)
+    concerns = compared(night.drift) if night.drift else []
+    means = {one.index: np.asarray(one.mean_before) for one in night.drift.classes} if night.drift else {}
+    now = survey(night.explained, _wanted_now(concerns, means), size=gallery.SIZE)
+    concerns = concerns or frequent(now.means, now.explained, names)
+    photographs = album(night.explained, _shown_now(now, concerns), names)
+    before = _survey_before(night, concerns, now)
+    earlier = album(night.before, _shown_now(before, concerns), names) if night.before and before else None
+    values = {
+        "night": night,
+        "headline": headline(night),
+        "concerns": [_shown(one, photographs, now, earlier, before) for one in concerns],
+        "missing": _missing([photographs, *([earlier] if earlier else [])]),
+        "galleries": _galleries(photographs, now, before),
+        **_counts(night),
+        **_performance(night, names),
+        **_metrics(night),
+        **_drift(night, now, before, names),
+        "facts": list(provenance.facts(night)),
+        "specification": provenance.specification(night),
+    }
+    return render(PACKAGE, "audit.html", values)
+
+
+def _labels(night: "Night") -> dict[int, str]:
+    labels = night.explained.record.model["labels"]
+    return dict(enumerate(labels)) if isinstance(labels, list) else {}
+
+
+def _wanted_now(concerns: Sequence[Concern], means: Means) -> dict[str, Value]:
+    """The galleries, and examples of the classes of the first screen."""
+    wanted = gallery.values(distance_from(means) if means else None)
+    for one in concerns:
+        if one.before is not None:
+            wanted[_key(one)] = pulling(one.index, one.before, one.now)
+    return wanted if concerns else wanted | {EVERY: _surest}
+
+
+EVERY = "surest"
+"""Examples of all classes, where no class is known beforehand."""
+
+
+def _surest(batch: Batch) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.where(batch.is_wrong, np.nan, batch.score)
+
+
+def _key(one: Concern) -> str:
+    return f"class {one.index}"
+
+
+def _survey_before(night: "Night", concerns: Sequence[Concern], now: Survey) -> Survey | None:
+    """One pass over the earlier run: its scores, examples, and earlier maps of the images that drifted."""
+    if night.before is None:
+        return None
+    wanted = {_key(one): nearest_to(one.index, one.before) for one in concerns if one.before is not None}
+    drifted = {one.sample_id for one in now.tops.get("drifted", ())}
+    return survey(night.before, wanted | {"same": same_as(drifted)}, size=gallery.SIZE)
+
+
+def _shown_now(found: Survey | None, concerns: Sequence[Concern]) -> Iterable[Explanation]:
+    """Explanations whose photographs the page needs."""
+    tops = found.tops if found else {}
+    examples = chain.from_iterable(tops.get(key, ())[:EXAMPLES] for key in map(_key, concerns))
+    return chain(examples, tops.get(EVERY, ()), chain.from_iterable(tops.get(kind, ()) for kind in KINDS))
+
+
+def _shown(one: Concern, photographs: Album, now: Survey, earlier: Album | None, before: Survey | None) -> Shown:
+    peak = max(float(one.now.max()), float(one.before.max()) if one.before is not None else 0.0)
+    if one.before is None or earlier is None or before is None:
+        surest = [found for found in now.tops.get(EVERY, ()) if (found.target or found.prediction) == one.index]
+        return Shown(one, None, _look(one, photographs, one.now, surest, peak, "its surest images"))
+    left = _look(one, earlier, one.before, before.tops[_key(one)], peak, "the most typical images")
+    right = _look(one, photographs, one.now, now.tops[_key(one)], peak, "images that pull the mean most")
+    return Shown(one, left, right)
+
+
+def _look(one: Concern, photographs: Album, mean: Any, found: Sequence[Explanation], peak: float, chosen: str) -> Look:
+    alt = f"Mean map of class {one.name}"
+    cards = tuple(photographs.card(each, side=EXAMPLE_SIDE) for each in found[:EXAMPLES])
+    return Look(heat(mean, alt, side=EXAMPLE_SIDE, peak=peak), "mean map", cards, chosen)
+
+
+def _missing(albums: Iterable[Album]) -> str:
+    """A note about photographs that could not be had; empty where all are there."""
+    reasons = [reason for one in albums for reason in one.missing.values()]
+    if not reasons:
+        return ""
+    return f"{plural(len(reasons), 'photograph')} could not be read again, for example: {reasons[0]}."
+
+
+def _galleries(photographs: Album, now: Survey, before: Survey | None) -> list[Gallery]:
+    same = {one.sample_id: one for one in before.tops["same"]} if before else {}
+    found = []
+    for name, kind in KINDS.items():
+        cards = (
+            photographs.card(one, measure=kind.measure, earlier=same.get(one.sample_id) if name == "drifted" else None)
+            for one in now.tops.get(name, ())
+        )
+        found.append(Gallery(name, kind, tuple(cards)))
+    return found
+
+
+def _counts(night: "Night") -> dict[str, Any]:
+    codes = night.explained.record.rejects_by_code
+    history = (*night.history, _tonight(night))[-NIGHTS:]
+    ordered = sorted(codes.items(), key=lambda pair: -pair[1])
+    return {
+        "rejects": [(code, count, REJECT_CODES.get(code, "")) for code, count in ordered],
+        "nights": plots.nights(history) if len(history) > 1 else None,
+        "history": history[::-1],
+    }
+
+
+def _tonight(night: "Night") -> NightRecord:
+    record = night.explained.record
+    return NightRecord(
+        night=night.name,
+        finished=record.finished,
+        explained=night.explained.address,
+        graph_digest=record.graph_digest,
+        images=record.images,
+        accuracy=night.performance.overall.accuracy.value,
+        against=night.before.address if night.before else None,
+        alerts=night.alerts,
+    )
+
+
+def _performance(night: "Night", names: dict[int, str]) -> dict[str, Any]:
+    found = night.performance
+    return {
+        "overall": performance.overall_table(found),
+        "confusion": performance.confusion(found, names),
+        "mistakes": performance.mistakes(found, names),
+        "slices": list(performance.slice_tables(found)),
+        "reliability": plots.reliability(found.calibration) if found.calibration else None,
+        "classes": performance.class_table(found),
+    }
+
+
+def _metrics(night: "Night") -> dict[str, Any]:
+    alpha = night.spec.limits.alpha
+    return {
+        "metrics": metrics.table(night.metrics, alpha) if night.metrics else None,
+        "metric_sentences": list(metrics.sentences(night.metrics, alpha)),
+        "curves": list(metrics.curves(night.metrics)),
+    }
+
+
+def _drift(night: "Night", now: Survey, before: Survey | None, names: dict[int, str]) -> dict[str, Any]:
+    both = drift.figures(now, before, names) if before else [plots.scores(now.scores, None)]
+    return {"findings": drift.table(night.drift) if night.drift else None, "drift_figures": both}
