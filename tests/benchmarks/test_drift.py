@@ -83,4 +83,4 @@ def test_planted_cue_night_over_night(tmp_path: Path, seed: int) -> None:
     print(f"\nseed {seed}: re-seeded {[one.name for one in quiet.alerts]}, shortcut {len(loud.alerts)} alerts:")
     print("  " + "\n  ".join(one.sentence for one in loud.alerts[:4]))
     assert not quiet.alerts
-    assert {"accuracy", "score"} <= {one.name for one in loud.alerts}
+    assert {"accuracy", "calibration"} <= {one.name for one in loud.alerts}

@@ -29,5 +29,5 @@ def test_a_strengthened_shortcut_raises_an_alert_and_a_reseeded_night_none(tmp_p
     )
     quiet, loud = (compare(first, night, DriftSpec()) for night in (reseeded, shortcut))
     assert quiet.alerts == ()
-    assert {"accuracy", "score"} <= {one.name for one in loud.alerts}
+    assert {"accuracy", "calibration"} <= {one.name for one in loud.alerts}
     assert first.record.graph_digest == shortcut.record.graph_digest
