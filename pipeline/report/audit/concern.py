@@ -68,9 +68,7 @@ def _compared(one: ClassDrift, findings: Sequence[Finding]) -> Concern:
 def changes(findings: Sequence[Finding]) -> str:
     """What changed of one class, the largest effects first."""
     words = [aspect(finding) for finding in findings]
-    text = ", ".join(words[:NAMED]) + (
-        f" and {plural(len(words) - NAMED, 'more number')}" if len(words) > NAMED else ""
-    )
+    text = ", ".join(words[:NAMED]) + (f" and {len(words) - NAMED} more" if len(words) > NAMED else "")
     return text[:1].upper() + text[1:]
 
 

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from itertools import chain
 
-from markupsafe import Markup
-
 from pipeline.drift.compare import Drift
 from pipeline.drift.finding import Finding
 from pipeline.report.audit import plots
 from pipeline.report.audit.survey import Survey
 from pipeline.report.html.number import fixed, number
+from pipeline.report.html.plot import Plot
 from pipeline.report.html.table import Cell, Column, Mood, Table, counted, tested, text
 
 CLASSES = 12
@@ -63,7 +62,7 @@ def _verdict(one: Finding, alpha: float) -> tuple[str, Mood]:
     return ("chance", "quiet") if one.corrected > alpha else ("too little to matter", "")
 
 
-def figures(now: Survey, before: Survey, names: Mapping[int, str]) -> list[Markup]:
+def figures(now: Survey, before: Survey, names: Mapping[int, str]) -> list[Plot]:
     """Scores and predicted classes before and now.
 
     Args:

@@ -17,6 +17,7 @@ from pipeline.stream.ledger import Ledger
 
 SIZE = 8
 SIDE = 200
+OPACITY = 0.45  # small pictures: what lies below must still be seen
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Album:
         """The map over its image, or over grey where the image is missing."""
         found = self.found[one.place]
         ground = found if isinstance(found, Image.Image) else _blank(self.preprocessing.size)
-        return photograph(overlay(ground, mapped.heatmap), alt, side=side)
+        return photograph(overlay(ground, mapped.heatmap, opacity=OPACITY), alt, side=side)
 
     def _seen(self, one: Explanation) -> float:
         """Share of the picture's area that the network saw."""

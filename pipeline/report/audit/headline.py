@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.drift.compare import Drift
 from pipeline.drift.finding import Finding
-from pipeline.report.audit.concern import changes
 from pipeline.report.html.number import DASH, count, fixed, percent, plural
 
 if TYPE_CHECKING:
     from pipeline.jobs.audit import Night
 
-POINTS = 7
+POINTS = 5
+NAMED = 6
+PLACES = ("class.map", "class.distance", "class.centroid_x", "class.centroid_y", "class.mass_centre")
+"""Findings that say that the evidence lies elsewhere; the others say how strong or how concentrated it is."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,15 @@ def _answer(night: "Night") -> str:
     if not night.drift.classes:
         least = night.drift.spec.class_least
         return f"Whether the model looks where it did is not known: no class has {least} maps in both runs."
-    changed = len({one.class_name for one in night.drift.alerts if one.class_name})
     classes = plural(len(night.drift.classes), "compared class", "compared classes")
+    moved = {one.class_name for one in night.drift.alerts if one.name in PLACES}
+    changed = {one.class_name for one in night.drift.alerts if one.class_name}
+    if moved:
+        return f"The model looks elsewhere in {len(moved)} of {classes}."
     if changed:
-        return f"The model looks at something else in {changed} of {classes}."
+        return (
+            f"The model looks where it did, but its maps are stronger, weaker or wider in {len(changed)} of {classes}."
+        )
     if any(one.name == "pairs.map" for one in night.drift.alerts):
         return "The maps of images that both runs hold moved, though no class did as a whole."
     return f"The model looks where it did, in all of {classes}."
@@ -124,11 +130,10 @@ def _points(night: "Night") -> Iterator[Point]:
     """Broken limits, then classes whose maps changed, then what changed over all images."""
     alerts = night.drift.alerts if night.drift else ()
     yield from (Point(sentence) for sentence in night.alerts[: len(night.alerts) - len(alerts)])
-    of_class = sorted((one for one in alerts if one.class_name is not None), key=lambda one: str(one.class_name))
-    groups = [(name, list(found)) for name, found in groupby(of_class, key=lambda one: one.class_name)]
-    for name, found in sorted(groups, key=lambda pair: -max(map(_excess, pair[1]))):
-        changed = changes(sorted(found, key=_excess, reverse=True))
-        yield Point(f"Maps of {name} changed:", f"{changed[:1].lower()}{changed[1:]}")
+    classes = list(dict.fromkeys(one.class_name for one in alerts if one.class_name is not None))
+    if classes:
+        more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
+        yield Point(f"Maps of {plural(len(classes), 'class', 'classes')} changed:", ", ".join(classes[:NAMED]) + more)
     yield from (_point(one) for one in alerts if one.class_name is None)
 
 
@@ -136,10 +141,6 @@ def _point(finding: Finding) -> Point:
     subject = finding.subject[:1].upper() + finding.subject[1:]
     effect = f"{finding.effect_name} {finding.effect:.2f}, alert from {finding.threshold:g}"
     return Point(f"{subject} changed:", effect)
-
-
-def _excess(finding: Finding) -> float:
-    return finding.effect / max(finding.threshold, 1e-9)
 
 
 def _tiles(night: "Night") -> Iterator[Tile]:

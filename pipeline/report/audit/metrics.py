@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from markupsafe import Markup
-
 from pipeline.evaluation.table import Mean, MetricRow
 from pipeline.report.audit import plots
 from pipeline.report.html.number import DASH, fixed
+from pipeline.report.html.plot import Plot
 from pipeline.report.html.table import Cell, Column, Mood, Table, counted, tested, text
 from schemas.measures import CONTROLS
 
@@ -114,7 +113,7 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def curves(rows: Sequence[MetricRow]) -> Iterator[Markup]:
+def curves(rows: Sequence[MetricRow]) -> Iterator[Plot]:
     """Mean curves of the metrics that have one.
 
     Args:

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from markupsafe import Markup
-
 from pipeline.performance.result import ClassRow, Group, Performance
 from pipeline.report.audit import plots
 from pipeline.report.html.number import plural
+from pipeline.report.html.plot import Plot
 from pipeline.report.html.table import Cell, Column, Table, counted, fixed, share, text
 
 MATRIX_CLASSES = 20
@@ -116,7 +115,7 @@ def overall_table(performance: Performance) -> Table:
     return Table("overall", caption, columns, tuple((text(name), cell) for name, cell in rows))
 
 
-def confusion(performance: Performance, names: Mapping[int, str]) -> Markup | None:
+def confusion(performance: Performance, names: Mapping[int, str]) -> Plot | None:
     """The confusion matrix, where it can be read.
 
     Args:
@@ -151,7 +150,7 @@ def mistakes(performance: Performance, names: Mapping[int, str]) -> Table | None
         Column("Label", numeric=False),
         Column("Prediction", numeric=False),
         Column("Images"),
-        Column("Of the label"),
+        Column("Of label"),
     )
     rows = tuple(
         (*(text(name) for name in _named((label, prediction), names)), counted(images), share(images / of_label[label]))

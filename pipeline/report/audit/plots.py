@@ -1,9 +1,8 @@
-"""The plots of a night; each returns an `svg` element that says what it shows."""
+"""The plots of a night, each with a description of what can be seen on it."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -12,14 +11,15 @@ from numpy.typing import NDArray
 from pipeline.evaluation.table import MetricRow
 from pipeline.performance.calibration import Bin, Calibration
 from pipeline.report.html.number import count, fixed, percent, plural
-from pipeline.report.html.plot import BAD, BEFORE, INK, LINE, NOW, QUIET, plot
+from pipeline.report.html.plot import BAD, BEFORE, INK, LINE, NOW, QUIET, Plot, plot
 from schemas.audit import NightRecord
 
 WIDE = 5.6
+PER_CENT = PercentFormatter(1, decimals=0, symbol=" %")
 NAME = 22  # letters of a class that fit beside a plot
 
 
-def reliability(calibration: Calibration) -> Markup:
+def reliability(calibration: Calibration) -> Plot:
     """Accuracy over confidence, with the images of each bin below the diagonal they should be on."""
     filled = [one for one in calibration.equal_width if one.images]
     most = max(one.images for one in filled)
@@ -48,7 +48,7 @@ def _bin(axes: Axes, one: Bin, most: int) -> None:
     axes.bar(one.low, 0.25 * one.images / most, width=one.high - one.low, align="edge", color=LINE, linewidth=0)
 
 
-def scores(now: NDArray[np.int64], before: NDArray[np.int64] | None) -> Markup:
+def scores(now: NDArray[np.int64], before: NDArray[np.int64] | None) -> Plot:
     """Distribution of the scores of both runs."""
     edges = np.linspace(0, 1, len(now) + 1)
 
@@ -57,7 +57,7 @@ def scores(now: NDArray[np.int64], before: NDArray[np.int64] | None) -> Markup:
             axes.stairs(before / before.sum(), edges, color=BEFORE, linewidth=1.6, label="before")
         axes.stairs(now / now.sum(), edges, color=NOW, linewidth=1.6, label="now")
         axes.set(xlabel="score of the prediction", ylabel="share of images", xlim=(0, 1))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PER_CENT)
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper left")
 
@@ -66,7 +66,7 @@ def scores(now: NDArray[np.int64], before: NDArray[np.int64] | None) -> Markup:
     return plot(draw, name="scores", title="Distribution of scores", description=told)
 
 
-def class_shares(rows: Sequence[tuple[str, float, float]]) -> Markup:
+def class_shares(rows: Sequence[tuple[str, float, float]]) -> Plot:
     """Shares of predicted classes before and now, a line a class.
 
     Args:
@@ -84,7 +84,7 @@ def class_shares(rows: Sequence[tuple[str, float, float]]) -> Markup:
         axes.plot(now, places, "o", color=NOW, markersize=6, label="now")
         axes.set_yticks(places, [short(row[0]) for row in rows])
         axes.set(xlabel="share of images", xlim=(0, None))
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_formatter(PER_CENT)
         axes.grid(visible=False, axis="y")
         axes.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1))
 
@@ -98,7 +98,7 @@ def class_shares(rows: Sequence[tuple[str, float, float]]) -> Markup:
     )
 
 
-def metric_curve(row: MetricRow) -> Markup:
+def metric_curve(row: MetricRow) -> Plot:
     """Mean curve of a metric over the share of pixels that were changed."""
     x = np.linspace(0, 1, len(row.curve)) if row.name not in ACCURACY else np.arange(1, len(row.curve) + 1) / 10
 
@@ -108,7 +108,7 @@ def metric_curve(row: MetricRow) -> Markup:
         y = "accuracy" if row.name in ACCURACY else "probability of the class"
         axes.set(xlabel="share of the pixels, those first that the map ranks first", ylabel=y, xlim=(0, 1))
         axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_formatter(PER_CENT)
 
     told = (
         f"Starts at {row.curve[0]:.3f}, is {row.curve[len(row.curve) // 2]:.3f} half way, ends at {row.curve[-1]:.3f}."
@@ -119,7 +119,7 @@ def metric_curve(row: MetricRow) -> Markup:
 ACCURACY = ("morf", "lerf")
 
 
-def cascade(row: MetricRow) -> Markup:
+def cascade(row: MetricRow) -> Plot:
     """Similarity of the map to those of networks that forgot, layer after layer from the head down."""
     x = np.linspace(0, 1, len(row.curve))
 
@@ -128,13 +128,13 @@ def cascade(row: MetricRow) -> Markup:
         axes.plot(x, row.curve, color=NOW, marker="o", markersize=4, linewidth=1.8)
         axes.set(xlabel="share of the layers re-initialised, from the head down", ylabel="correlation with the map")
         axes.set(xlim=(-0.02, 1.02), ylim=(min(-0.25, *row.curve), 1.05))
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_formatter(PER_CENT)
 
     told = ", ".join(f"{percent(float(share))}: {value:.2f}" for share, value in zip(x, row.curve, strict=True))
     return plot(draw, name=f"curve-{row.name}", title="Randomised layers", description=told, height=2.3)
 
 
-def confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> Markup:
+def confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> Plot:
     """Labels by prediction, each row as shares of its label."""
     total = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
@@ -169,7 +169,7 @@ def _square(column: int, row: int, colour: str, share: float) -> Patch:
     return Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=colour, alpha=0.12 + 0.7 * share, linewidth=0)
 
 
-def nights(history: Sequence[NightRecord]) -> Markup:
+def nights(history: Sequence[NightRecord]) -> Plot:
     """Accuracy of every night, or its images where there are no labels; nights with alerts are marked."""
     labelled = any(one.accuracy is not None for one in history)
     values = [one.accuracy if labelled else one.images for one in history]

@@ -4,6 +4,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -57,9 +58,20 @@ WIDTH, HEIGHT = 4.3, 2.7
 Draw = Callable[[Axes], None]
 
 
-def plot(
-    draw: Draw, *, name: str, title: str, description: str, width: float = WIDTH, height: float = HEIGHT
-) -> Markup:
+@dataclass(frozen=True)
+class Plot:
+    """A plot of a page.
+
+    Attributes:
+        title: what it shows, a few words.
+        svg: the element, with title and description of its own for those who cannot see it.
+    """
+
+    title: str
+    svg: Markup
+
+
+def plot(draw: Draw, *, name: str, title: str, description: str, width: float = WIDTH, height: float = HEIGHT) -> Plot:
     """Draws a plot.
 
     Args:
@@ -71,7 +83,7 @@ def plot(
         height: inches.
 
     Returns:
-        An `svg` element.
+        The plot.
     """
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the browser has the letters that matplotlib lacks
@@ -79,7 +91,7 @@ def plot(
         draw(figure.add_subplot())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inlined(buffer.getvalue(), name, title, description)
+    return Plot(title, _inlined(buffer.getvalue(), name, title, description))
 
 
 def _inlined(text: str, name: str, title: str, description: str) -> Markup:
