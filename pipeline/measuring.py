@@ -24,7 +24,7 @@ from pipeline.model import LoadedModel
 from pipeline.preprocessing import Preprocessing
 from pipeline.stream.steps import Steps
 from schemas.graph import Device, GraphSpec
-from schemas.measures import LOCALISATION, MeasureSpec, MetricSpec, measure_fields
+from schemas.measures import LOCALISATION, MeasureSpec, MetricSpec
 
 Ints = NDArray[np.int64]
 Boxes = NDArray[np.float32]
@@ -177,6 +177,24 @@ class MeasuringGraph(ExplanationGraph):
             return metrics.explains(attribution.create(spec.method, model, seed=spec.seed, **spec.method_args))
 
         return [metrics.subject(self.model, bind) for bind in (bound, lambda _: noise, lambda _: edge_maps)]
+
+
+def measure_fields(spec: MeasureSpec) -> list[pa.Field]:
+    """Columns that a measuring run adds.
+
+    Args:
+        spec: what is measured.
+
+    Returns:
+        Nullable fields: a number for each metric and control, and the curve of each metric that has one.
+    """
+    fields = []
+    for metric in spec.metrics:
+        fields += [pa.field(name, pa.float32()) for name in metric.columns]
+        fields.append(pa.field(metric.curve, pa.list_(pa.float32())))
+    if spec.boxes is not None:
+        fields += [pa.field(name, pa.float32()) for name in LOCALISATION]
+    return fields
 
 
 def seen(text: str | None, size: tuple[int, int], preprocessing: Preprocessing) -> Boxes | RowError | None:

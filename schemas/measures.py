@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any
 
-import pyarrow as pa
 from pydantic import BeforeValidator, Field, JsonValue, PositiveInt
 
 from schemas.graph import Frozen
@@ -67,21 +66,3 @@ class MeasureSpec(Frozen):
 
 LOCALISATION = ("pointing_game", "pointing_game_chance", "energy", "relevance_rank", "box_area")
 """Columns of images with boxes; the last is the chance level of the two before it."""
-
-
-def measure_fields(spec: MeasureSpec) -> list[pa.Field]:
-    """Columns that a measuring run adds.
-
-    Args:
-        spec: what is measured.
-
-    Returns:
-        Nullable fields: a number for each metric and control, and the curve of each metric that has one.
-    """
-    fields = []
-    for metric in spec.metrics:
-        fields += [pa.field(name, pa.float32()) for name in metric.columns]
-        fields.append(pa.field(metric.curve, pa.list_(pa.float32())))
-    if spec.boxes is not None:
-        fields += [pa.field(name, pa.float32()) for name in LOCALISATION]
-    return fields

@@ -64,8 +64,10 @@ class Night:
     def _broken_limits(self) -> list[str]:
         limits, overall, calibration = self.spec.limits, self.performance.overall, self.performance.calibration
         found = []
-        if self.explained.record.status != "complete":
-            found.append(f"{self.explained.record.rejected} of {self.explained.record.images} images were rejected.")
+        record = self.explained.record
+        if record.rejected > self.spec.max_reject_share * record.images:
+            most = f"{self.spec.max_reject_share:.2%}"
+            found.append(f"{record.rejected} of {record.images} images were rejected; the limit is {most}.")
         if limits.accuracy is not None and (overall.accuracy.value or 0.0) < limits.accuracy:
             told = "unknown, without labels" if overall.accuracy.value is None else f"{overall.accuracy.value:.3f}"
             found.append(f"Accuracy is {told}; the limit is {limits.accuracy:g}.")
@@ -159,8 +161,8 @@ def _measured(
     spec: AuditSpec, explained: FinishedRun, folder: str, shown: Display, ready: Callable[[], None]
 ) -> tuple[FinishedRun | None, list[str]]:
     settings = spec.measure
-    if settings.images == 0 or not settings.metrics:
-        return None, ["No map was measured: measure.images is 0."]
+    if settings.images == 0 or not (settings.metrics or settings.boxes):
+        return None, ["No map was measured: measure asks for no images, or for no metrics."]
     shards = Ledger(explained.address, spec.storage).plan()
     if shards is None:
         raise OutputError(f"{explained.address} has no {STATE}/plan.json, which says where its images are")

@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 import pipeline.attribution.eigen  # noqa: F401  # defines raylens::leading_eigenpair
 
 aten = torch.ops.aten
+MODES = {"bilinear": "linear", "nearest": "nearest"}
+"""Interpolation of images by that of lines."""
 SQUARINGS = 12
 """Of the Gram matrix: 4096 steps of power iteration."""
 
@@ -98,12 +100,13 @@ def _averaged(
 
 
 def adaptive_avg_pool2d_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """Each cell of an evenly divided map gets its share of its output's gradient."""
-    height, width = x.shape[2] // grad.shape[2], x.shape[3] // grad.shape[3]
-    if (height * grad.shape[2], width * grad.shape[3]) != tuple(x.shape[2:]):
-        raise NotImplementedError("adaptive pooling of a map that its output does not divide evenly")
-    spread = (grad / (height * width)).repeat_interleave(height, dim=2)
-    return spread.repeat_interleave(width, dim=3)
+    """Each output's gradient is shared by its cells: the transposes of pooling's two matrices."""
+
+    def weights(before: int, after: int) -> Tensor:
+        return F.adaptive_avg_pool1d(torch.eye(before, dtype=x.dtype, device=x.device)[None], after)[0]
+
+    spread: Tensor = weights(x.shape[2], grad.shape[2]) @ grad @ weights(x.shape[3], grad.shape[3]).T
+    return spread
 
 
 def safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -132,12 +135,12 @@ def leading_eigenpair(gram: Tensor) -> tuple[Tensor, Tensor]:
     return value, vector.squeeze(2)
 
 
-def resize(x: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
-    """Bilinear interpolation as two products of matrices; torch's own operator has no backward for any batch."""
+def resize(x: Tensor, size: Sequence[int], *, mode: str, align_corners: bool | None = None) -> Tensor:
+    """Interpolation as two products of matrices; torch's own operators are traced for one size of the batch."""
 
     def weights(before: int, after: int) -> Tensor:
         line = torch.eye(before, dtype=x.dtype, device=x.device)[None]
-        return F.interpolate(line, size=after, mode="linear", align_corners=align_corners)[0]
+        return F.interpolate(line, size=after, mode=mode, align_corners=align_corners)[0]
 
     return weights(x.shape[2], size[0]).T @ x @ weights(x.shape[3], size[1])
 
@@ -186,8 +189,12 @@ class PlainFunctions(TorchFunctionMode):
         """Called by torch in place of every function."""
         if func is F.adaptive_avg_pool2d and args[1] in (1, (1, 1), [1, 1]):
             return args[0].mean((-2, -1), keepdim=True)
-        if func is F.interpolate and (asked := kwargs or {}).get("mode") == "bilinear" and asked.get("size"):
-            return resize(args[0], asked["size"], align_corners=bool(asked.get("align_corners")))
+        if func is F.interpolate and len(args) == 1 and (asked := kwargs or {}).get("size"):
+            mode = MODES.get(asked.get("mode", "nearest"))
+            if mode is not None and args[0].ndim == 4:
+                size = asked["size"]
+                pair = (size, size) if isinstance(size, int) else size
+                return resize(args[0], pair, mode=mode, align_corners=asked.get("align_corners"))
         if func is F.pad and (padded := pad(*args, **(kwargs or {}))) is not NotImplemented:
             return padded
         return func(*args, **(kwargs or {}))
