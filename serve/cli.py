@@ -19,6 +19,9 @@ from schemas.online import OF_THE_JOB, ServedModel, ServeSpec
 SERVICE = ("host", "port", "grpc_port", "ray_address", "storage")
 GRPC_ANSWER_BYTES = 64 * 2**20
 """An answer is larger than its request only where it has many maps at the resolution of the input."""
+LOST = "conn-failure empty-response\n    option http-buffer-request"
+"""HAProxy asks again where a process was lost, but only if it has the whole request. Ray 2.60 has no setting for the
+second line, and writes the first as it is; to be split when it has one."""
 ASKED_AGAIN_BYTES = 2**20
 """HAProxy repeats requests that fit into its buffer, of which each request in progress has two."""
 PANELS = {
@@ -54,7 +57,7 @@ def _environment(spec: ServeSpec) -> None:
     if not spec.with_haproxy():
         return
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
-    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")  # a process was lost
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", LOST)
     os.environ.setdefault("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", str(ASKED_AGAIN_BYTES))
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
     for name in ("METRICS", "STATS"):  # their usual ports are those of every other such service on this machine
