@@ -1,7 +1,7 @@
 """The page of a night: one file that needs no network."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,8 @@ from pipeline.report.audit import drift, gallery, metrics, performance, plots, p
 from pipeline.report.audit.concern import Concern, compared, frequent
 from pipeline.report.audit.gallery import KINDS, Album, Card, Kind, album
 from pipeline.report.audit.headline import headline
-from pipeline.report.audit.survey import Means, Survey, distance_from, nearest_to, pulling, same_as, survey
-from pipeline.report.explanation import Batch, Explanation, Value
+from pipeline.report.audit.survey import Means, Survey, distance_from, nearest_to, pulling, ranked, same_as, survey
+from pipeline.report.explanation import Explanation, Value
 from pipeline.report.html.number import plural
 from pipeline.report.html.picture import Picture, heat
 from pipeline.report.html.template import render
@@ -26,6 +26,7 @@ PACKAGE = "pipeline.report.audit"
 EXAMPLES = 3
 EXAMPLE_SIDE = 150
 NIGHTS = 30
+TYPICAL = "the most typical images"
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,14 @@ def page(night: "Night") -> str:
     names = {row.index: row.images.name for row in night.performance.classes} | _labels(night)
     concerns = compared(night.drift) if night.drift else []
     means = {one.index: np.asarray(one.mean_before) for one in night.drift.classes} if night.drift else {}
-    now = survey(night.explained, _wanted_now(concerns, means), size=gallery.SIZE)
-    concerns = concerns or frequent(now.means, now.explained, names)
-    photographs = album(night.explained, _shown_now(now, concerns), names)
+    now = survey(night.explained, _wanted(concerns, means), size=gallery.SIZE)
+    if not concerns:
+        concerns = frequent(now.means, now.explained, names)
+        typical = {_key(one): nearest_to(one.index, one.now) for one in concerns}
+        now = replace(now, tops=now.tops | ranked(night.explained, typical, size=EXAMPLES))
+    photographs = album(night.explained, _pictured(now, concerns), names)
     before = _survey_before(night, concerns, now)
-    earlier = album(night.before, _shown_now(before, concerns), names) if night.before and before else None
+    earlier = album(night.before, _pictured(before, concerns), names) if night.before and before else None
     values = {
         "night": night,
         "headline": headline(night),
@@ -116,21 +120,10 @@ def _labels(night: "Night") -> dict[int, str]:
     return dict(enumerate(labels)) if isinstance(labels, list) else {}
 
 
-def _wanted_now(concerns: Sequence[Concern], means: Means) -> dict[str, Value]:
+def _wanted(concerns: Sequence[Concern], means: Means) -> dict[str, Value]:
     """The galleries, and examples of the classes of the first screen."""
-    wanted = gallery.values(distance_from(means) if means else None)
-    for one in concerns:
-        if one.before is not None:
-            wanted[_key(one)] = pulling(one.index, one.before, one.now)
-    return wanted if concerns else wanted | {EVERY: _surest}
-
-
-EVERY = "surest"
-"""Examples of all classes, where no class is known beforehand."""
-
-
-def _surest(batch: Batch) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.where(batch.is_wrong, np.nan, batch.score)
+    examples = {_key(one): pulling(one.index, one.before, one.now) for one in concerns if one.before is not None}
+    return gallery.values(distance_from(means) if means else None) | examples
 
 
 def _key(one: Concern) -> str:
@@ -146,21 +139,19 @@ def _survey_before(night: "Night", concerns: Sequence[Concern], now: Survey) -> 
     return survey(night.before, wanted | {"same": same_as(drifted)}, size=gallery.SIZE)
 
 
-def _shown_now(found: Survey | None, concerns: Sequence[Concern]) -> Iterable[Explanation]:
+def _pictured(found: Survey, concerns: Sequence[Concern]) -> Iterable[Explanation]:
     """Explanations whose photographs the page needs."""
-    tops = found.tops if found else {}
-    examples = chain.from_iterable(tops.get(key, ())[:EXAMPLES] for key in map(_key, concerns))
-    return chain(examples, tops.get(EVERY, ()), chain.from_iterable(tops.get(kind, ()) for kind in KINDS))
+    examples = (found.tops.get(_key(one), ())[:EXAMPLES] for one in concerns)
+    return chain.from_iterable(chain(examples, (found.tops.get(kind, ()) for kind in KINDS)))
 
 
 def _shown(one: Concern, photographs: Album, now: Survey, earlier: Album | None, before: Survey | None) -> Shown:
-    peak = max(float(one.now.max()), float(one.before.max()) if one.before is not None else 0.0)
+    found = now.tops[_key(one)]
     if one.before is None or earlier is None or before is None:
-        surest = [found for found in now.tops.get(EVERY, ()) if (found.target or found.prediction) == one.index]
-        return Shown(one, None, _look(one, photographs, one.now, surest, peak, "its surest images"))
-    left = _look(one, earlier, one.before, before.tops[_key(one)], peak, "the most typical images")
-    right = _look(one, photographs, one.now, now.tops[_key(one)], peak, "images that pull the mean most")
-    return Shown(one, left, right)
+        return Shown(one, None, _look(one, photographs, one.now, found, float(one.now.max()), TYPICAL))
+    peak = float(max(one.now.max(), one.before.max()))
+    left = _look(one, earlier, one.before, before.tops[_key(one)], peak, TYPICAL)
+    return Shown(one, left, _look(one, photographs, one.now, found, peak, "images that pull the mean most"))
 
 
 def _look(one: Concern, photographs: Album, mean: Any, found: Sequence[Explanation], peak: float, chosen: str) -> Look:

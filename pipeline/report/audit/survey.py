@@ -78,6 +78,27 @@ def survey(run: FinishedRun, values: Mapping[str, Value], *, size: int) -> Surve
     return Survey(int((wrong + others).sum()), wrong, others, predicted, explained, means, found)
 
 
+def ranked(run: FinishedRun, values: Mapping[str, Value], *, size: int) -> dict[str, list[Explanation]]:
+    """Reads a run once for the images that stand out, and for nothing else.
+
+    Args:
+        run: whose explanations to read.
+        values: by which images are ranked, by name.
+        size: images to keep of each.
+
+    Returns:
+        The images, by name.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    tops = {name: Top(size, value) for name, value in values.items()}
+    for batch in batches(run):
+        for top in tops.values():
+            top.add(batch)
+    return {name: top.found for name, top in tops.items()}
+
+
 def _histogram(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.histogram(scores, bins=BINS, range=(0, 1))[0].astype(np.int64)
 
