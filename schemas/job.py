@@ -241,7 +241,10 @@ class JobSpec(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what is written, by name."""
-        return {name: value for name, value in self.public().items() if name in IDENTITY}
+        saved = self.public()
+        if not self.attributes:  # a field that came later: jobs that were begun without it go on
+            del saved["attributes"]
+        return {name: value for name, value in saved.items() if name in IDENTITY}
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits of the SHA-256 of `identity`."""

@@ -22,7 +22,7 @@ from pipeline.cli import PANELS, app, main
 from pipeline.stream import steps
 from schemas.job import JobSpec
 
-RENAMED = {"model_args": "model-arg", "method_args": "method-arg"}
+RENAMED = {"model_args": "model-arg", "method_args": "method-arg", "attributes": "attribute"}
 NETWORK = {
     "model": "module:pipeline.bias.tinycnn:tiny_cnn",
     "weights": "random",

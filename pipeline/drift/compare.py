@@ -192,7 +192,7 @@ def _statements(before: Side, after: Side, spec: DriftSpec, classes: list[ClassM
     yield from _about_pairs(pairs)
     for name in spec.slices:
         if name not in before.profile.slices.keys() & after.profile.slices.keys():
-            yield f"Slice {name} is not compared: explain both runs with --attributes {name} to have it."
+            yield f"Slice {name} is not compared: explain both runs with --attribute {name} to have it."
     if reason := _no_embeddings(before, after):
         yield reason
 

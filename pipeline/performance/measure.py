@@ -135,7 +135,7 @@ def measure(run: FinishedRun, spec: PerformanceSpec, *, files: Sequence[str] | N
     if lacking:
         raise InputError(
             f"slice {', '.join(lacking)} is no column of {run.address} ({', '.join(run.schema.names)}); explain with "
-            f"--attributes {lacking[0]} to carry it along from the input"
+            f"--attribute {lacking[0]} to carry it along from the input"
         )
     batches = run.batches(list(dict.fromkeys([*COLUMNS, *spec.slices])), files)
     return reduce(Measured.__add__, (measured(batch, spec) for batch in batches), Measured.empty(spec))

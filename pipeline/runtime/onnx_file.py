@@ -256,4 +256,6 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Constraints violated"):
+        return "an operator of the network is traced for one size of the batch only"
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

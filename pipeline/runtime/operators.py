@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 import pipeline.attribution.eigen  # noqa: F401  # defines raylens::leading_eigenpair
 
 aten = torch.ops.aten
-MODES = {"bilinear": "linear", "nearest": "nearest"}
-"""Interpolation of images by that of lines."""
+MODES = ("nearest", "nearest-exact", "bilinear", "bicubic")
+"""Interpolations that are a product of one matrix for each side."""
 SQUARINGS = 12
 """Of the Gram matrix: 4096 steps of power iteration."""
 
@@ -139,8 +139,8 @@ def resize(x: Tensor, size: Sequence[int], *, mode: str, align_corners: bool | N
     """Interpolation as two products of matrices; torch's own operators are traced for one size of the batch."""
 
     def weights(before: int, after: int) -> Tensor:
-        line = torch.eye(before, dtype=x.dtype, device=x.device)[None]
-        return F.interpolate(line, size=after, mode=mode, align_corners=align_corners)[0]
+        columns = torch.eye(before, dtype=x.dtype, device=x.device)[None, :, :, None]
+        return F.interpolate(columns, size=(after, 1), mode=mode, align_corners=align_corners)[0, :, :, 0]
 
     return weights(x.shape[2], size[0]).T @ x @ weights(x.shape[3], size[1])
 
@@ -180,6 +180,15 @@ PLAIN: dict[Any, Callable[..., Any]] = {
 """What replaces an operator in a trace."""
 
 
+def _is_resize(args: Sequence[Any], asked: dict[str, Any]) -> bool:
+    """Whether a call of `F.interpolate` enlarges or reduces images to a size, as timm's networks write it.
+
+    Batches of one are left alone: they are the matrices of `resize` themselves.
+    """
+    plain = len(args) == 1 and args[0].ndim == 4 and not asked.get("antialias") and asked.get("size") is not None
+    return plain and not isinstance(args[0].shape[0], int) and asked.get("mode", "nearest") in MODES
+
+
 class PlainFunctions(TorchFunctionMode):
     """Replaces what torch would run by its memory layout, or for one size of the batch."""
 
@@ -189,12 +198,10 @@ class PlainFunctions(TorchFunctionMode):
         """Called by torch in place of every function."""
         if func is F.adaptive_avg_pool2d and args[1] in (1, (1, 1), [1, 1]):
             return args[0].mean((-2, -1), keepdim=True)
-        if func is F.interpolate and len(args) == 1 and (asked := kwargs or {}).get("size"):
-            mode = MODES.get(asked.get("mode", "nearest"))
-            if mode is not None and args[0].ndim == 4:
-                size = asked["size"]
-                pair = (size, size) if isinstance(size, int) else size
-                return resize(args[0], pair, mode=mode, align_corners=asked.get("align_corners"))
+        if func is F.interpolate and _is_resize(args, asked := kwargs or {}):
+            size = asked["size"]
+            pair = (size, size) if isinstance(size, int) else size
+            return resize(args[0], pair, mode=asked.get("mode", "nearest"), align_corners=asked.get("align_corners"))
         if func is F.pad and (padded := pad(*args, **(kwargs or {}))) is not NotImplemented:
             return padded
         return func(*args, **(kwargs or {}))

@@ -212,7 +212,7 @@ def test_a_run_is_measured_file_by_file(tmp_path: Path, columns: dict[str, Any])
 
 def test_slices_that_cannot_work_are_refused(tmp_path: Path, columns: dict[str, Any]) -> None:
     run = open_run(runs.write(tmp_path / "out", columns))
-    with pytest.raises(InputError, match=r"slice weather is no column of .* --attributes weather"):
+    with pytest.raises(InputError, match=r"slice weather is no column of .* --attribute weather"):
         measure(run, PerformanceSpec(slices=("weather",)))
     with pytest.raises(InputError, match="slice sample_id has more than 10 values"):
         measure(run, PerformanceSpec(slices=("sample_id",), slice_values=10))

@@ -30,7 +30,7 @@ def entries(root: str, storage: dict[str, Any], **given: Unpack[Named]) -> Itera
     Args:
         root: folder.
         storage: fsspec options.
-        given: see `Named`.
+        **given: see `Named`.
 
     Yields:
         One entry a file with an image's extension; the sample id is the path below the root.
@@ -47,7 +47,7 @@ def named(files: Iterable[tuple[str, str]], **given: Unpack[Named]) -> Iterator[
 
     Args:
         files: sample id and address of each.
-        given: see `Named`.
+        **given: see `Named`.
 
     Yields:
         One entry a file with an image's extension.
