@@ -144,10 +144,10 @@ class AuditSpec(JobSpec):
             output: its address.
 
         Returns:
-            A specification without the fields of the audit.
+            A specification without the fields of the audit, which publishes its own metrics at the end.
         """
         values = {name: getattr(self, name) for name in JobSpec.model_fields}
-        return JobSpec(**values | {"output": output})
+        return JobSpec(**values | {"output": output, "metrics_file": None, "metrics_pushgateway": None})
 
 
 COLUMNS = ("shard", "prediction_name", "layer", "method")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from pipeline.drift.compare import Drift, compare
 from pipeline.errors import AlertError, OutputError
 from pipeline.evaluation.table import MetricRow, metric_rows
@@ -12,6 +14,7 @@ from pipeline.flags import built, merged
 from pipeline.jobs.cluster import cluster
 from pipeline.jobs.explain import clear, explain
 from pipeline.jobs.history import History, today
+from pipeline.jobs.metrics import hand_over
 from pipeline.jobs.progress import Display, display
 from pipeline.jobs.run import Selection, run
 from pipeline.jobs.sample import draw
@@ -231,9 +234,13 @@ def _judged(
 
 def _write(night: Night, history: History, shown: Display) -> None:
     """The index last: a night that is in it is whole."""
+    from pipeline.report.audit.gauges import gauges
     from pipeline.report.audit.page import page
+    from pipeline.report.audit.tables import tables
 
     history.ledger.write_text(page(night), night.name, REPORT)
+    for name, table in tables(night).items():
+        history.ledger.write_table(table, night.name, "tables", f"{name}.parquet")
     history.ledger.write_json(night.to_json(), night.name, RESULT)
     history.add(
         NightRecord(
@@ -247,6 +254,9 @@ def _write(night: Night, history: History, shown: Display) -> None:
             alerts=night.alerts,
         )
     )
+    registry = CollectorRegistry()
+    gauges(night, registry)
+    hand_over(night.spec, registry, shown, job="raylens_audit")
     shown.say("audited", alerts=len(night.alerts), report=f"{history.folder(night.name)}/{REPORT}")
 
 

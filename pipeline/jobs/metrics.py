@@ -73,21 +73,28 @@ def published(spec: JobSpec, shown: Display) -> Iterator[JobMetrics]:
     try:
         yield metrics
     finally:
-        for hand_over in (_write_file, _push):
-            try:
-                hand_over(spec, metrics.registry)
-            except OSError as error:
-                shown.say("metrics are not published", reason=str(error))
+        hand_over(spec, metrics.registry, shown, job=JOB)
         if server is not None:
             server.shutdown()
             server.server_close()
 
 
-def _write_file(spec: JobSpec, registry: CollectorRegistry) -> None:
-    if spec.metrics_file is not None:
-        write_to_textfile(spec.metrics_file, registry)
+def hand_over(spec: JobSpec, registry: CollectorRegistry, shown: Display, *, job: str) -> None:
+    """Writes and pushes metrics where the specification says; what cannot be done is said, and fails nothing.
 
-
-def _push(spec: JobSpec, registry: CollectorRegistry) -> None:
-    if spec.metrics_pushgateway is not None:
-        push_to_gateway(spec.metrics_pushgateway, job=JOB, registry=registry)
+    Args:
+        spec: of the job.
+        registry: of the metrics.
+        shown: told what could not be published.
+        job: name of the group at the gateway.
+    """
+    try:
+        if spec.metrics_file is not None:
+            write_to_textfile(spec.metrics_file, registry)
+    except OSError as error:
+        shown.say("metrics are not published", reason=str(error))
+    try:
+        if spec.metrics_pushgateway is not None:
+            push_to_gateway(spec.metrics_pushgateway, job=job, registry=registry)
+    except OSError as error:
+        shown.say("metrics are not published", reason=str(error))

@@ -29,6 +29,7 @@ from schemas.job import JobSpec
 from schemas.measures import MeasureSpec
 from schemas.run import RunRecord
 
+NAMED_CLASSES = 2000  # up to so many, `run.json` holds their names, which reports and audits read
 PACKAGES = (
     "raylens",
     "torch",
@@ -215,7 +216,7 @@ def _record(
         finished=now.isoformat(timespec="seconds"),
         seconds=round((now - started).total_seconds(), 2),
         versions=versions(),
-        model=model.describe() | {"labels": list(model.labels) if model.classes <= 50 else model.classes},
+        model=model.describe() | {"labels": list(model.labels) if model.classes <= NAMED_CLASSES else model.classes},
         spec=spec.public(),
     )
 

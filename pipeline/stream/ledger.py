@@ -136,6 +136,12 @@ class Ledger:
         """Writes a text file atomically."""
         write_atomic(self.filesystem, self.path(*names), text.encode())
 
+    def write_table(self, table: pa.Table, *names: str) -> None:
+        """Writes a Parquet file atomically."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        write_atomic(self.filesystem, self.path(*names), buffer.getvalue())
+
     def freeze(self, shards: Iterable[Shard]) -> list[Shard]:
         """Saves the plan; a resumed job reads this one and not the input's listing of the day."""
         plan = list(shards)

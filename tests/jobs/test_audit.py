@@ -79,7 +79,8 @@ def test_the_same_images_again_raise_nothing(nights: tuple[Path, Night, Night]) 
     written = state(output, "second/audit.json")
     assert written["drift"]["alerts"] == []
     assert {row["name"] for row in written["metrics"]} == {"deletion", "mprt"}
-    assert (output / "second" / "report.html").stat().st_size > 1000
+    assert "<html" in (output / "second" / "report.html").read_text()
+    assert pq.read_table(output / "second" / "tables" / "metrics.parquet").num_rows == 2
 
 
 def test_the_sample_is_drawn_by_id_and_measured(nights: tuple[Path, Night, Night]) -> None:
@@ -172,6 +173,13 @@ def test_a_finished_run_is_audited_where_it_is(tars: Path, tmp_path: Path) -> No
     assert written["explained"] == str(tmp_path / "explained")
     assert written["metrics"][0]["method"]["images"] == 4
     assert not (tmp_path / "audits" / "first" / "explained").exists()
+
+
+def test_gauges_are_handed_over(tars: Path, tmp_path: Path) -> None:
+    audit(spec(tars, tmp_path / "audits", metrics_file=str(tmp_path / "audit.prom")))
+    text = (tmp_path / "audit.prom").read_text()
+    assert 'raylens_audit_alerts{method="gradcam"} 0.0' in text
+    assert 'raylens_audit_map_metric{maps="random",method="gradcam",metric="deletion"}' in text
 
 
 def test_limits_raise_alerts_and_everything_is_written(tars: Path, tmp_path: Path) -> None:
