@@ -41,16 +41,17 @@ class Pairs:
         return np.not_equal(self.before["prediction"], self.after["prediction"])
 
     def cosine_distance(self) -> Floats:
-        """(n,) 1 - cosine of the two signed maps: 0 is equal up to a factor; two empty maps are equal."""
-        return _one_minus_cosine(self.before["map"], self.after["map"])
+        """(n,) 1 - cosine of the two signed maps, see `one_minus_cosine`."""
+        return one_minus_cosine(self.before["map"], self.after["map"])
 
     def rank_distance(self) -> Floats:
         """(n,) 1 - Spearman's correlation of the two signed maps; two constant maps are equal."""
         ranks = [rankdata(side["map"], axis=1) for side in (self.before, self.after)]
-        return _one_minus_cosine(*(rank - rank.mean(axis=1, keepdims=True) for rank in ranks))
+        return one_minus_cosine(*(rank - rank.mean(axis=1, keepdims=True) for rank in ranks))
 
 
-def _one_minus_cosine(left: Floats, right: Floats) -> Floats:
+def one_minus_cosine(left: Floats, right: Floats) -> Floats:
+    """(n,) 1 - cosine of the rows: 0 is equal up to a factor; two empty rows are equal."""
     left, right = left.astype(np.float64), right.astype(np.float64)
     norms = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
     both = norms[0] * norms[1]

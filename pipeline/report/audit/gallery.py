@@ -45,8 +45,7 @@ KINDS: dict[str, Kind] = {
     ),
     "drifted": Kind(
         "Most drifted",
-        "Their maps are the farthest from the earlier night's mean map of their class. Where the earlier night "
-        "explained the same image, its map then stands beside it.",
+        "Their maps are the farthest from the earlier night's mean map of their class.",
         "Without an earlier night that explained enough images of a class, there is no map to have drifted from.",
         "distance",
     ),
@@ -64,6 +63,14 @@ KINDS: dict[str, Kind] = {
     ),
 }
 """In the order of the page."""
+PAIRED = Kind(
+    KINDS["drifted"].title,
+    "Of the images that both nights hold, those whose map is the least like its earlier one. In the middle the earlier "
+    "map, over the image as it was then.",
+    "No image is in both nights.",
+    "distance",
+)
+"""`drifted`, where the nights share images."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Card:
     Attributes:
         image: as the network saw it.
         overlay: its map over it.
-        earlier: the map of the same image in the earlier run, over it; None without one.
+        earlier: the same image in the earlier run, with its map over it; None without one.
         prediction: name of the class.
         score: of the prediction.
         label: name of the class; empty without one.
@@ -114,16 +121,14 @@ class Album:
         """Reasons of the images that could not be had, by place."""
         return {place: one for place, one in self.found.items() if isinstance(one, str)}
 
-    def card(
-        self, one: Explanation, *, side: int = SIDE, measure: str = "", earlier: Explanation | None = None
-    ) -> Card:
+    def card(self, one: Explanation, *, side: int = SIDE, measure: str = "", earlier: Picture | None = None) -> Card:
         """One image.
 
         Args:
             one: explanation of it.
             side: of the pictures, px.
             measure: what `one.value` is; empty where it is not told.
-            earlier: explanation of the same image in the earlier run.
+            earlier: the same image in the earlier run with its map.
 
         Returns:
             With a placeholder where the image is missing.
@@ -133,8 +138,8 @@ class Album:
         told = f"score {fixed(one.score)}"
         return Card(
             image=self._photograph(one, f"{name}, {told}", side),
-            overlay=self._overlay(one, one, f"Where the evidence for {of_class} is, over the image", side),
-            earlier=self._overlay(one, earlier, "The earlier night's map of the same image", side) if earlier else None,
+            overlay=self.mapped(one, f"Where the evidence for {of_class} is, over the image", side=side),
+            earlier=earlier,
             prediction=name,
             score=fixed(one.score),
             label="" if one.label is None else self._name(one.label, str(one.label)),
@@ -144,18 +149,18 @@ class Album:
             name=one.sample_id,
         )
 
+    def mapped(self, one: Explanation, alt: str, *, side: int = SIDE) -> Picture:
+        """The map over its image, or over grey where the image is missing."""
+        found = self.found[one.place]
+        ground = found if isinstance(found, Image.Image) else _blank(self.preprocessing.size)
+        return photograph(overlay(ground, one.heatmap, opacity=OPACITY), alt, side=side)
+
     def _name(self, index: int, otherwise: str) -> str:
         return self.names.get(index, otherwise).partition(",")[0]
 
     def _photograph(self, one: Explanation, alt: str, side: int) -> Picture:
         found = self.found[one.place]
         return photograph(found, alt, side=side) if isinstance(found, Image.Image) else absent(found, side=side)
-
-    def _overlay(self, one: Explanation, mapped: Explanation, alt: str, side: int) -> Picture:
-        """The map over its image, or over grey where the image is missing."""
-        found = self.found[one.place]
-        ground = found if isinstance(found, Image.Image) else _blank(self.preprocessing.size)
-        return photograph(overlay(ground, mapped.heatmap, opacity=OPACITY), alt, side=side)
 
     def _seen(self, one: Explanation) -> float:
         """Share of the picture's area that the network saw."""

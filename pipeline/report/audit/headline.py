@@ -102,9 +102,9 @@ def _verdict(night: "Night") -> str:
 def _answer(night: "Night") -> str:
     if night.drift is None:
         return "This is where the model looks. From the next night on, this page says whether that changes."
+    pairs = next((one for one in night.drift.findings if one.name == "pairs.map"), None)
     if not night.drift.classes:
-        least = night.drift.spec.class_least
-        return f"Whether the model looks where it did is not known: no class has {least} maps in both runs."
+        return _answer_of_pairs(pairs) if pairs else _unknown(night.drift)
     classes = plural(len(night.drift.classes), "compared class", "compared classes")
     moved = {one.class_name for one in night.drift.alerts if one.name in PLACES}
     changed = {one.class_name for one in night.drift.alerts if one.class_name}
@@ -114,9 +114,19 @@ def _answer(night: "Night") -> str:
         return (
             f"The model looks where it did, but its maps are stronger, weaker or wider in {len(changed)} of {classes}."
         )
-    if any(one.name == "pairs.map" for one in night.drift.alerts):
+    if pairs and pairs.alert:
         return "The maps of images that both runs hold moved, though no class did as a whole."
     return f"The model looks where it did, in all of {classes}."
+
+
+def _answer_of_pairs(pairs: Finding) -> str:
+    moved = f"Of {plural(pairs.after, 'image')} that both nights hold, {percent(pairs.effect)} have a map that moved"
+    return f"{moved}." if pairs.alert else f"{moved}: no more than is allowed."
+
+
+def _unknown(drift: Drift) -> str:
+    least = drift.spec.class_least
+    return f"Whether the model looks where it did is not known: no class has {least} maps in both runs."
 
 
 def _against(night: "Night") -> str:

@@ -103,9 +103,10 @@ def sentences(rows: Sequence[MetricRow], alpha: float) -> Iterator[str]:
         yield f"By {_listed(worse)}, the maps are no better than random maps: do not rely on where they point."
     if any(not row.across_models for row in rows):
         fixed_model = [row.name for row in rows if not row.across_models]
+        follow = "follows" if len(fixed_model) == 1 else "follow"
         yield (
-            f"{_listed(fixed_model).capitalize()} follow the model's confidence: compare methods within one model by "
-            "them, never two models, and two nights only if the model is the same."
+            f"{_listed(fixed_model).capitalize()} {follow} the model's confidence: such numbers compare methods within "
+            "one model, never two models, and two nights only if the model is the same."
         )
 
 

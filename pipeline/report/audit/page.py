@@ -9,9 +9,10 @@ import numpy as np
 
 from pipeline.report.audit import drift, gallery, metrics, performance, plots, provenance
 from pipeline.report.audit.concern import Concern, compared, frequent
-from pipeline.report.audit.gallery import KINDS, Album, Card, Kind, album
+from pipeline.report.audit.gallery import KINDS, PAIRED, Album, Card, Kind, album
 from pipeline.report.audit.headline import headline
-from pipeline.report.audit.survey import Means, Survey, distance_from, nearest_to, pulling, ranked, same_as, survey
+from pipeline.report.audit.pairs import distance_to_earlier
+from pipeline.report.audit.survey import Survey, distance_from, nearest_to, pulling, ranked, same_as, survey
 from pipeline.report.explanation import Explanation, Value
 from pipeline.report.html.number import plural
 from pipeline.report.html.picture import Picture, heat
@@ -26,6 +27,8 @@ PACKAGE = "pipeline.report.audit"
 EXAMPLES = 3
 EXAMPLE_SIDE = 150
 NIGHTS = 30
+MOVED = 6
+SAME = "same"
 TYPICAL = "the most typical images"
 
 
@@ -90,8 +93,7 @@ def page(night: "Night") -> str:
     """
     names = {row.index: row.images.name for row in night.performance.classes} | _labels(night)
     concerns = compared(night.drift) if night.drift else []
-    means = {one.index: np.asarray(one.mean_before) for one in night.drift.classes} if night.drift else {}
-    now = survey(night.explained, _wanted(concerns, means), size=gallery.SIZE)
+    now = survey(night.explained, _wanted(night, concerns), size=gallery.SIZE)
     if not concerns:
         concerns = frequent(now.means, now.explained, names)
         typical = {_key(one): nearest_to(one.index, one.now) for one in concerns}
@@ -99,12 +101,14 @@ def page(night: "Night") -> str:
     photographs = album(night.explained, _pictured(now, concerns), names)
     before = _survey_before(night, concerns, now)
     earlier = album(night.before, _pictured(before, concerns), names) if night.before and before else None
+    galleries = _galleries(night, photographs, now, earlier, before)
     values = {
         "night": night,
         "headline": headline(night),
         "concerns": [_shown(one, photographs, now, earlier, before) for one in concerns],
         "missing": _missing([photographs, *([earlier] if earlier else [])]),
-        "galleries": _galleries(photographs, now, before),
+        "galleries": galleries,
+        "moved": _moved(galleries, concerns),
         **_counts(night),
         **_performance(night, names),
         **_metrics(night),
@@ -120,10 +124,20 @@ def _labels(night: "Night") -> dict[int, str]:
     return dict(enumerate(labels)) if isinstance(labels, list) else {}
 
 
-def _wanted(concerns: Sequence[Concern], means: Means) -> dict[str, Value]:
+def _wanted(night: "Night", concerns: Sequence[Concern]) -> dict[str, Value]:
     """The galleries, and examples of the classes of the first screen."""
     examples = {_key(one): pulling(one.index, one.before, one.now) for one in concerns if one.before is not None}
-    return gallery.values(distance_from(means) if means else None) | examples
+    return gallery.values(_drifted(night)) | examples
+
+
+def _drifted(night: "Night") -> Value | None:
+    """How far a map is from where it was: of its own image if both nights share images, else of its class."""
+    if night.drift is None or night.before is None:
+        return None
+    if night.drift.pairs:
+        return distance_to_earlier(night.before, night.explained, seed=night.spec.drift.seed)
+    means = {one.index: np.asarray(one.mean_before, np.float64) for one in night.drift.classes}
+    return distance_from(means) if means else None
 
 
 def _key(one: Concern) -> str:
@@ -136,13 +150,13 @@ def _survey_before(night: "Night", concerns: Sequence[Concern], now: Survey) -> 
         return None
     wanted = {_key(one): nearest_to(one.index, one.before) for one in concerns if one.before is not None}
     drifted = {one.sample_id for one in now.tops.get("drifted", ())}
-    return survey(night.before, wanted | {"same": same_as(drifted)}, size=gallery.SIZE)
+    return survey(night.before, wanted | {SAME: same_as(drifted)}, size=gallery.SIZE)
 
 
 def _pictured(found: Survey, concerns: Sequence[Concern]) -> Iterable[Explanation]:
     """Explanations whose photographs the page needs."""
     examples = (found.tops.get(_key(one), ())[:EXAMPLES] for one in concerns)
-    return chain.from_iterable(chain(examples, (found.tops.get(kind, ()) for kind in KINDS)))
+    return chain.from_iterable(chain(examples, (found.tops.get(kind, ()) for kind in (*KINDS, SAME))))
 
 
 def _shown(one: Concern, photographs: Album, now: Survey, earlier: Album | None, before: Survey | None) -> Shown:
@@ -168,16 +182,35 @@ def _missing(albums: Iterable[Album]) -> str:
     return f"{plural(len(reasons), 'photograph')} could not be read again, for example: {reasons[0]}."
 
 
-def _galleries(photographs: Album, now: Survey, before: Survey | None) -> list[Gallery]:
-    same = {one.sample_id: one for one in before.tops["same"]} if before else {}
+def _galleries(
+    night: "Night", photographs: Album, now: Survey, earlier: Album | None, before: Survey | None
+) -> list[Gallery]:
+    paired = night.drift is not None and night.drift.pairs > 0
+    same = _earlier_pictures(earlier, before) if paired else {}
+    kinds = KINDS | ({"drifted": PAIRED} if paired else {})
     found = []
-    for name, kind in KINDS.items():
+    for name, kind in kinds.items():
         cards = (
-            photographs.card(one, measure=kind.measure, earlier=same.get(one.sample_id) if name == "drifted" else None)
+            photographs.card(one, measure=kind.measure, earlier=same.get(one.sample_id) if kind is PAIRED else None)
             for one in now.tops.get(name, ())
         )
         found.append(Gallery(name, kind, tuple(cards)))
     return found
+
+
+def _earlier_pictures(earlier: Album | None, before: Survey | None) -> dict[str, Picture]:
+    """Images that drifted, as the earlier run saw and mapped them, by sample id."""
+    if earlier is None or before is None:
+        return {}
+    alt = "The same image in the earlier night, with its map"
+    return {one.sample_id: earlier.mapped(one, alt) for one in before.tops[SAME]}
+
+
+def _moved(galleries: Sequence[Gallery], concerns: Sequence[Concern]) -> tuple[Card, ...]:
+    """Images with both maps for the first screen, where no class has enough maps to be compared."""
+    if any(one.before is not None for one in concerns):
+        return ()
+    return next(one.cards[:MOVED] for one in galleries if one.name == "drifted")
 
 
 def _counts(night: "Night") -> dict[str, Any]:

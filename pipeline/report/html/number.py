@@ -2,6 +2,7 @@
 
 from typing import Final
 
+PER_CENT: Final = "\N{NO-BREAK SPACE}%"
 DASH: Final = "–"
 """What stands for a number that is not known."""
 
@@ -23,7 +24,7 @@ def fixed(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """A share as per cent, one digit after the point."""
-    return DASH if value is None else f"{100 * value:.1f} %"
+    return DASH if value is None else f"{100 * value:.1f}{PER_CENT}"
 
 
 def p_value(value: float | None) -> str:
@@ -35,7 +36,7 @@ def p_value(value: float | None) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     """Bounds as per cent."""
-    return DASH if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f} %"
+    return DASH if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}{PER_CENT}"
 
 
 def plural(count: int, singular: str, several: str | None = None) -> str:
