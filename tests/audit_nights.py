@@ -35,12 +35,14 @@ class Nights:
         first: nothing before it.
         calm: the first night against itself.
         alarmed: the second night against the first, by thresholds that everything reaches.
+        few: as alarmed, but no class has images enough to be compared.
         images: folder of the second night's images.
     """
 
     first: Night
     calm: Night
     alarmed: Night
+    few: Night
     images: Path
 
 
@@ -61,12 +63,13 @@ def nights(folder: Path) -> Nights:
         first,
         _against(first, first.explained, DriftThresholds()),
         _against(second, first.explained, ANY),
+        _against(second, first.explained, ANY, class_least=IMAGES),
         folder / "two" / "images",
     )
 
 
-def _against(night: Night, before: FinishedRun, thresholds: DriftThresholds) -> Night:
-    spec = DriftSpec(class_least=5, permutations=99, thresholds=thresholds)
+def _against(night: Night, before: FinishedRun, thresholds: DriftThresholds, class_least: int = 5) -> Night:
+    spec = DriftSpec(class_least=class_least, permutations=99, thresholds=thresholds)
     return replace(night, before=before, drift=compare(before, night.explained, spec))
 
 

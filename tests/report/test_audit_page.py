@@ -77,6 +77,16 @@ def test_an_image_of_both_nights_shows_its_earlier_map(alarmed: str, browser: Br
         expect(cards.first.locator("img")).to_have_count(3)
 
 
+def test_without_classes_to_compare_the_first_screen_shows_images(
+    found: Nights, browser: Browser, tmp_path: Path
+) -> None:
+    with opened(browser, written(page(found.few), tmp_path), ready=False) as tab:
+        expect(tab.locator(".verdict")).to_contain_text(f"Of {IMAGES} images that both nights hold")
+        shown = tab.locator(".concerns")
+        expect(shown.get_by_role("heading")).to_have_text("The maps that moved most")
+        expect(shown.locator("img")).to_have_count(6 * 3)
+
+
 def test_a_table_is_sorted_by_keyboard(alarmed: str, browser: Browser) -> None:
     with opened(browser, alarmed, ready=False) as tab:
         column = tab.locator("table#findings td:nth-child(3)")

@@ -38,7 +38,7 @@ def table(drift: Drift) -> Table:
     shown = drift.findings[:ROWS]
     alpha = drift.spec.thresholds.alpha
     more = len(drift.findings) - len(shown)
-    note = f"{more:,} more comparisons, each with a smaller effect, are in audit.json." if more else ""
+    note = f"{more:,} more comparisons, each with a smaller effect, are in tables/findings.parquet." if more else ""
     return Table("findings", "Comparisons, alerts first", COLUMNS, tuple(_row(one, alpha) for one in shown), note)
 
 

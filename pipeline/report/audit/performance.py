@@ -35,7 +35,7 @@ def class_table(performance: Performance) -> Table | None:
     ordered = sorted(performance.classes, key=_worst_first)
     note = ""
     if len(ordered) > CLASS_ROWS:
-        note = f"The {CLASS_ROWS} classes with the lowest recall, of {len(ordered)}; audit.json has all of them."
+        note = f"The {CLASS_ROWS} classes with the lowest recall; all {len(ordered)} are in tables/classes.parquet."
     columns = (
         Column("Class", numeric=False),
         Column("Images"),
