@@ -13,6 +13,7 @@ REJECT_CODES = {
     "too_large": "more pixels than max_pixels, or more bytes than an image may have",
     "missing_label": "target is `label` and the image has none",
     "label_out_of_range": "a label that is no class of the model",
+    "bad_boxes": "boxes that are not JSON of [[x0, y0, x1, y1], ...]; in an audit only",
     "crashed": "an image that ends the worker process whenever it is tried, alone too",
     "non_finite": "the network or the method gave a value that is not a finite number",
 }

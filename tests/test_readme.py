@@ -86,10 +86,14 @@ def test_every_command_and_example_runs(demo: Path) -> None:
     assert "make demo" in wanted
     assert "make demo S3=1" in wanted
     assert len(wanted) >= 6
+    (night,) = blocks("yaml audit")
+    (demo / "audit.yaml").write_text(night)
     for command in wanted:
         if command != "make demo":
             run(command, demo)
     assert (demo / "demo" / "contact-sheet.png").stat().st_size > 10_000
+    assert "circle" in (demo / "demo" / "audit.html").read_text()
+    assert (demo / "demo" / "nights" / "index.json").exists()
     for code in blocks("python"):
         example(code, demo)
     (code,) = blocks("python onnxruntime")

@@ -1,8 +1,8 @@
-"""The demo: a small data set with a planted cue, a network that falls for it, and the main job that shows it."""
+"""The demo: a network that fell for a planted cue, the main job that shows it, and an audit that notices the cue."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,24 @@ import torch
 import yaml
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 
 from pipeline.bias import planted, tinycnn
+from pipeline.errors import AlertError
+from pipeline.jobs.audit import audit
+from pipeline.jobs.cluster import cluster
 from pipeline.jobs.explain import explain
 from pipeline.report.summary import inspect_run
+from pipeline.stream.ledger import Ledger
 from pipeline.stream.s3server import serve_s3
+from schemas.audit import AuditSpec
 from schemas.job import JobSpec
 
 TRAINING_IMAGES = 1400
 EXPLAINED_IMAGES = 600
 SHARDS = 6
+MONDAY = "images-of-monday"
+METRICS = {"insertion": {}, "deletion": {}, "mprt": {"images": 16}}
 console = Console()
 
 
@@ -51,11 +59,16 @@ def demo(folder: Path, *, s3: bool) -> None:
         _write_images(place, folder)
         spec = _spec(place, weights, folder)
         (folder / "job.yaml").write_text(yaml.safe_dump(_given(spec), sort_keys=False))
-        explain(spec)
-        sheet = inspect_run(spec.output, place.storage, sheet=str(folder / "contact-sheet.png"), images=24)
+        with cluster(spec) as ready:
+            ready()
+            explain(spec)
+            sheet = inspect_run(spec.output, place.storage, sheet=str(folder / "contact-sheet.png"), images=24)
+            report = _audited(spec, place, folder)
     console.print(
         f"\nOpen [bold]{sheet}[/]: circles are found by the small magenta square beside them, not by their shape "
         "(the heatmap lights the square), the other shapes by themselves. That is what raylens is for.\n"
+        f"Open [bold]{report}[/]: on Monday the square was as frequent beside every shape, on Tuesday it stands beside "
+        "circles; the audit says what changed.\n"
         f"Data {place.root}, Parquet {spec.output}/explanations, job {folder / 'job.yaml'}",
         soft_wrap=True,
     )
@@ -94,8 +107,10 @@ def _train(folder: Path) -> Path:
 
 def _write_images(place: Place, folder: Path) -> None:
     spec = planted.regime("demo", n_images=EXPLAINED_IMAGES, seed=2)
-    filesystem, path = fsspec.url_to_fs(f"{place.root}/images", **place.storage)
-    planted.write_tars(spec, filesystem, path, shards=SHARDS, images_per_shard=EXPLAINED_IMAGES // SHARDS)
+    before = replace(spec, rho=1 / len(spec.classes), seed=3)
+    for images, name in ((spec, "images"), (before, MONDAY)):
+        filesystem, path = fsspec.url_to_fs(f"{place.root}/{name}", **place.storage)
+        planted.write_tars(images, filesystem, path, shards=SHARDS, images_per_shard=EXPLAINED_IMAGES // SHARDS)
     example = next(image for i in range(EXPLAINED_IMAGES) if (image := planted.render(spec, i)).cue >= 0)
     Image.fromarray(example.image).save(folder / "example.png")
     console.print(f"[bold cyan]images[/] {EXPLAINED_IMAGES} in {SHARDS} WebDataset tars at {place.root}/images")
@@ -114,6 +129,28 @@ def _spec(place: Place, weights: Path, folder: Path) -> JobSpec:
         storage=place.storage,
         overwrite=True,
     )
+
+
+def _audited(spec: JobSpec, place: Place, folder: Path) -> Path:
+    """Two nights: Monday, whose squares say nothing, and Tuesday, the images that were explained already."""
+    fields = {name: getattr(spec, name) for name in spec.model_fields_set - {"input", "output", "overwrite"}}
+    audits = f"{place.root}/audits"
+    fields |= {"output": audits, "measure": {"images": 48, "metrics": METRICS}}
+    Ledger(audits, place.storage).remove("")  # of an earlier demo
+    console.print("[bold cyan]audit[/] two nights: the network is the same, the images change")
+    nights = [
+        AuditSpec(**fields, night="monday", input=(f"{place.root}/{MONDAY}/*.tar",)),
+        AuditSpec(**fields, night="tuesday", input=spec.input, explanations=spec.output),
+    ]
+    for night in nights:
+        try:
+            audit(night)
+        except AlertError as error:
+            console.print(f"[bold yellow]alert[/] {escape(str(error))}", soft_wrap=True)
+    report = folder / "audit.html"
+    ledger = Ledger(audits, place.storage)
+    report.write_bytes(ledger.filesystem.cat_file(ledger.path("tuesday", "report.html")))
+    return report
 
 
 def _given(spec: JobSpec) -> dict[str, Any]:

@@ -109,6 +109,14 @@ def adaptive_avg_pool2d_backward(grad: Tensor, x: Tensor) -> Tensor:
     return spread
 
 
+def global_average(x: Tensor, output_size: int | Sequence[int]) -> Any:
+    """Pooling of a batch to one cell, as a mean; torch's own operator sets the strides of its result."""
+    sizes = [output_size] if isinstance(output_size, int) else list(output_size)
+    if set(sizes) != {1}:
+        return NotImplemented
+    return x.mean((-1,) if x.ndim == 3 else (-2, -1), keepdim=True)
+
+
 def safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """Without the care for rows that are masked as a whole, which image models do not have."""
     return torch.softmax(x, dim, dtype=dtype)
@@ -189,6 +197,15 @@ def _is_resize(args: Sequence[Any], asked: dict[str, Any]) -> bool:
     return plain and not isinstance(args[0].shape[0], int) and asked.get("mode", "nearest") in MODES
 
 
+POOLS = (
+    F.adaptive_avg_pool2d,
+    torch.adaptive_avg_pool1d,
+    aten.adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool1d.default,
+)
+"""As modules and as exported programs call it."""
+
+
 class PlainFunctions(TorchFunctionMode):
     """Replaces what torch would run by its memory layout, or for one size of the batch."""
 
@@ -196,12 +213,12 @@ class PlainFunctions(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Called by torch in place of every function."""
-        if func is F.adaptive_avg_pool2d and args[1] in (1, (1, 1), [1, 1]):
-            return args[0].mean((-2, -1), keepdim=True)
+        if func in POOLS and (pooled := global_average(*args, **(kwargs or {}))) is not NotImplemented:
+            return pooled
         if func is F.interpolate and _is_resize(args, asked := kwargs or {}):
             size = asked["size"]
             pair = (size, size) if isinstance(size, int) else size
             return resize(args[0], pair, mode=asked.get("mode", "nearest"), align_corners=asked.get("align_corners"))
-        if func is F.pad and (padded := pad(*args, **(kwargs or {}))) is not NotImplemented:
+        if func in (F.pad, aten.pad.default) and (padded := pad(*args, **(kwargs or {}))) is not NotImplemented:
             return padded
         return func(*args, **(kwargs or {}))
