@@ -14,7 +14,7 @@ from pipeline.report.html.number import count, fixed, percent, plural
 from pipeline.report.html.plot import BAD, BEFORE, INK, LINE, NOW, QUIET, Plot, plot
 from schemas.audit import NightRecord
 
-WIDE = 5.6
+LEVEL = 36  # letters that stand side by side below a plot
 PER_CENT = PercentFormatter(1, decimals=0, symbol=" %")
 NAME = 22  # letters of a class that fit beside a plot
 
@@ -150,7 +150,7 @@ def confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> Plot:
                     axes.text(column, row, count(int(matrix[row, column])), ha="center", va="center", color=INK)
         shown = [short(name, 14) for name in names]
         axes.set_xticks(places, shown)
-        if len(names) > 4:
+        if len("".join(shown)) > LEVEL:
             axes.tick_params("x", rotation=90)
         axes.set_yticks(places, shown)
         axes.set(xlabel="prediction", ylabel="label", xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5))
@@ -191,7 +191,7 @@ def nights(history: Sequence[NightRecord]) -> Plot:
         for one, value in zip(history, known, strict=True)
     )
     what = "Accuracy" if labelled else "Images"
-    return plot(draw, name="nights", title=f"{what} night by night", description=told, width=WIDE, height=1.7)
+    return plot(draw, name="nights", title=f"{what} night by night", description=told, height=1.6)
 
 
 def short(name: str, letters: int = NAME) -> str:
