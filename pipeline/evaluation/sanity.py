@@ -14,8 +14,8 @@ from pipeline.evaluation.metric import Explain, Explained, Measured, Metric, Sub
 from pipeline.evaluation.similarity import spearman, ssim
 
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "spearman": spearman,
     "spearman_absolute": lambda a, b: spearman(a.abs(), b.abs()),
+    "spearman": spearman,
     "ssim": ssim,
 }
 """Of two batches of maps (N, h, w): (N,)."""

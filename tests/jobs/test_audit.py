@@ -185,7 +185,7 @@ def test_gauges_are_handed_over(tars: Path, tmp_path: Path) -> None:
 def test_limits_raise_alerts_and_everything_is_written(tars: Path, tmp_path: Path) -> None:
     limits = {"accuracy": 0.99, "better_than_random": True}
     with pytest.raises(AlertError, match=r"Accuracy is 0\.\d+; the limit is 0\.99") as caught:
-        audit(spec(tars, tmp_path, limits=limits))
+        audit(spec(tars, tmp_path, limits=limits, measure={"images": 12}))
     assert caught.value.exit_code == 11
     assert "maps are no better than random ones" in str(caught.value)
     assert len(state(tmp_path, "index.json")[0]["alerts"]) == 2
