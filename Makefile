@@ -9,7 +9,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench onnx-table proto lock clean
+.PHONY: help venv demo test lint thorough bench onnx-table proto lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,11 @@ lint: venv  ## ruff, mypy --strict, pydoclint
 	$(BIN)/mypy
 	$(BIN)/pydoclint --quiet pipeline serve schemas
 
-test: lint  ## lint, then every test (about 15 minutes on 2 cores)
-	$(BIN)/python -m pytest tests
+test: lint  ## lint, then every test (about 20 minutes on 2 cores)
+	$(BIN)/python -m pytest tests --durations=40
+
+thorough: venv  ## every seed and kind of fault, and every family that must compile (a quarter of an hour on 2 cores)
+	$(BIN)/python -m pytest tests/chaos tests/runtime --thorough
 
 bench: venv  ## side-by-side benchmarks; prints ratios
 	$(BIN)/python -m pytest tests/benchmarks --benchmarks -s

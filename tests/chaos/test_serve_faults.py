@@ -163,6 +163,7 @@ def memory_bytes(running: Running) -> int:
     return max(replica.memory_info().rss for replica in running.replicas())
 
 
+@pytest.mark.thorough
 def test_ten_times_the_load_that_it_bears(running: Running) -> None:
     offered_per_s = 10 * REPLICAS / IMAGE_S
     memory = [memory_bytes(running)]

@@ -50,7 +50,11 @@ def pixels(model: LoadedModel, count: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(count).integers(0, 256, (count, *model.preprocessing.shape), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("family", sorted(WORKING))
+SLOW = {"timm:swin_tiny_patch4_window7_224", "timm:maxvit_pico_rw_256", "timm:regnety_002", "timm:efficientnet_b0"}
+CASES = [pytest.param(name, marks=pytest.mark.thorough if name in SLOW else ()) for name in sorted(WORKING)]
+
+
+@pytest.mark.parametrize("family", CASES)
 def test_families(family: str, tmp_path: Path) -> None:
     spec = GraphSpec(model=specification(family, FAMILIES[family], tmp_path))
     found, model = compiled(spec)
