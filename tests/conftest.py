@@ -20,7 +20,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmarks", action="store_true", help="run tests/benchmarks (make bench)")
     parser.addoption(
-        "--thorough", action="store_true", help="run what only repeats a test in other forms (make thorough)"
+        "--thorough", action="store_true", help="run what takes minutes, and every form of a test (make thorough)"
     )
 
 
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "benchmarks" in item.path.parts and not config.getoption("--benchmarks"):
             item.add_marker(pytest.mark.skip(reason="a benchmark; run `make bench`"))
         if item.get_closest_marker("thorough") and not config.getoption("--thorough"):
-            item.add_marker(pytest.mark.skip(reason="one more form of a test; run `make thorough`"))
+            item.add_marker(pytest.mark.skip(reason="takes minutes, or is one more form of a test; run `make thorough`"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("data") and not SHARED.is_dir():

@@ -144,6 +144,7 @@ def test_sigkill_of_a_node(tars: Path, tmp_path: Path, undisturbed: list[Row]) -
 
 
 @pytest.mark.ray
+@pytest.mark.thorough
 def test_an_image_that_kills_its_worker_is_rejected_alone(
     tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
