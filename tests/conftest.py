@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "benchmarks" in item.path.parts and not config.getoption("--benchmarks"):
             item.add_marker(pytest.mark.skip(reason="a benchmark; run `make bench`"))
         if item.get_closest_marker("thorough") and not config.getoption("--thorough"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes, or is one more form of a test; run `make thorough`"))
+            item.add_marker(pytest.mark.skip(reason="takes minutes, or is one more form; `make thorough`"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("data") and not SHARED.is_dir():
