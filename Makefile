@@ -32,10 +32,10 @@ lint: venv  ## ruff, mypy --strict, pydoclint
 	$(BIN)/mypy
 	$(BIN)/pydoclint --quiet pipeline serve schemas
 
-test: lint  ## lint, then every test (about 20 minutes on 2 cores)
+test: lint  ## lint, then every test that does not take minutes
 	$(BIN)/python -m pytest tests --durations=40
 
-thorough: venv  ## every seed and kind of fault, and every family that must compile (a quarter of an hour on 2 cores)
+thorough: venv  ## every seed and kind of fault, and every family that must compile
 	$(BIN)/python -m pytest tests/chaos tests/runtime --thorough
 
 bench: venv  ## side-by-side benchmarks; prints ratios
