@@ -41,7 +41,7 @@ thorough: venv  ## every seed and kind of fault, and every family that must comp
 bench: venv  ## side-by-side benchmarks; prints ratios
 	$(BIN)/python -m pytest tests/benchmarks --benchmarks -s
 
-onnx-table: venv  ## compile every model family, write the table of deploy/ONNX.md (an hour on 2 cores)
+onnx-table: venv  ## compile every model family, write the table of deploy/ONNX.md
 	PYTHONPATH=tests $(BIN)/python tests/runtime/table.py
 
 proto: venv  ## compile serve/open_inference.proto
