@@ -9,6 +9,7 @@ from page_browser import launched, opened
 from page_service import serving
 from PIL import Image
 from playwright.sync_api import Page, expect
+from samples import mobilenet
 from skimage.data import coffee
 
 from schemas.online import ServedModel, ServeSpec
@@ -25,16 +26,7 @@ def spec(scratch: Path) -> ServeSpec:
     names = [line.partition(" ")[2] for line in (folder / "labels.txt").read_text().splitlines()]
     labels = scratch / "labels.txt"
     labels.write_text("\n".join(names))
-    fields = {
-        "model": "timm:mobilenetv2_100",
-        "model_args": {"pad_type": "same"},
-        "weights": str(folder / "model.safetensors"),
-        "labels": str(labels),
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-        "interpolation": "bilinear",
-        "methods": METHODS,
-    }
+    fields = {**mobilenet(SHARED, labels=str(labels)), "methods": METHODS}
     return ServeSpec(models={"mobilenet_v2": ServedModel.model_validate(fields)})
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from schemas.graph import ModelSpec
 from schemas.job import JobSpec
 
 SIZE = 32
@@ -94,3 +95,23 @@ def rows(output: Any, kind: str = "explanations") -> list[dict[str, Any]]:
 def state(output: Any, name: str) -> Any:
     """A JSON file of an output."""
     return json.loads((Path(str(output)) / name).read_text())
+
+
+def mobilenet(shared_data: Path, **changes: Any) -> dict[str, Any]:
+    """The job's fields that describe the real network; see mobilenet_v2/README.md."""
+    folder = shared_data / "mobilenet_v2"
+    fields = {
+        "model": "timm:mobilenetv2_100",
+        "model_args": {"pad_type": "same"},
+        "weights": str(folder / "model.safetensors"),
+        "labels": str(folder / "labels.txt"),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "interpolation": "bilinear",
+    }
+    return {**fields, **changes}
+
+
+def mobilenet_spec(shared_data: Path) -> ModelSpec:
+    """The real network without a job."""
+    return JobSpec(input=("-",), output="-", **mobilenet(shared_data)).model_spec()

@@ -7,6 +7,7 @@ import torch
 from attribution.cases import model_for, parameters
 from attribution.networks import images, loaded, relu_cnn, residual_net, state, tiny_vit
 from PIL import Image
+from samples import mobilenet_spec
 
 from pipeline.attribution import METHODS, create
 from pipeline.errors import MethodError
@@ -14,7 +15,6 @@ from pipeline.evaluation.grid_settings import SETTINGS, GridScorer, difull, dipa
 from pipeline.evaluation.grids import CORNERS, Candidates, cells_of, localisation_score, montage, plan_grids
 from pipeline.evaluation.layerwise import OnLayer
 from pipeline.model import load
-from schemas.graph import ModelSpec
 
 torch.set_num_threads(1)
 CLASSES = torch.tensor([[0, 1, 2, 0], [3, 4, 1, 3]])
@@ -192,18 +192,7 @@ def test_a_trained_network_on_photographs_is_as_in_the_paper(shared_data):
 
     Same image in both corners: one photograph a class.
     """
-    folder = shared_data / "mobilenet_v2"
-    model = load(
-        ModelSpec(
-            source="timm:mobilenetv2_100",
-            arguments={"pad_type": "same"},
-            weights=str(folder / "model.safetensors"),
-            labels=str(folder / "labels.txt"),
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-            interpolation="bilinear",
-        )
-    )
+    model = load(mobilenet_spec(shared_data))
     files = sorted((shared_data / "imagenet_sample").glob("*.JPEG"))[::60]
     pixels = np.stack([model.preprocessing.pixels(Image.open(file).convert("RGB")) for file in files])
     x = model.preprocessing.normalise(torch.tensor(pixels), torch.float32)

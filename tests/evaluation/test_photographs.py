@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from samples import mobilenet_spec
 
 from pipeline.attribution import create
 from pipeline.evaluation.controls import CONTROLS
@@ -12,7 +13,6 @@ from pipeline.evaluation.metric import Explained
 from pipeline.evaluation.metrics import explains, subject
 from pipeline.evaluation.removal import Deletion, Insertion
 from pipeline.model import load
-from schemas.graph import ModelSpec
 
 pytestmark = pytest.mark.data
 EVERY = 84
@@ -20,17 +20,7 @@ EVERY = 84
 
 
 def test_gradcam_is_more_faithful_than_random_cells(shared_data: Path) -> None:
-    folder = shared_data / "mobilenet_v2"
-    model = load(
-        ModelSpec(
-            source="timm:mobilenetv2_100",
-            arguments={"pad_type": "same"},
-            weights=str(folder / "model.safetensors"),
-            mean=(0.5,) * 3,
-            std=(0.5,) * 3,
-            interpolation="bilinear",
-        )
-    )
+    model = load(mobilenet_spec(shared_data))
     files = sorted((shared_data / "imagenet_sample").glob("*.JPEG"))[::EVERY]
     pixels = [model.preprocessing.pixels(Image.open(file).convert("RGB")).copy() for file in files]
     x = model.preprocessing.normalise(torch.stack([torch.from_numpy(image) for image in pixels]), torch.float32)

@@ -12,7 +12,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from samples import encoded
+from samples import encoded, mobilenet
 
 from pipeline.errors import GoldenError, RejectLimitError
 from pipeline.jobs.explain import explain
@@ -23,21 +23,6 @@ from schemas.job import JobSpec
 pytestmark = pytest.mark.data
 SHARDS = 5
 REFERENCE_IMAGES = 12
-
-
-def model_fields(shared_data: Path, **changes: Any) -> dict[str, Any]:
-    """The job's fields that describe the real network; see mobilenet_v2/README.md."""
-    folder = shared_data / "mobilenet_v2"
-    fields = {
-        "model": "timm:mobilenetv2_100",
-        "model_args": {"pad_type": "same"},
-        "weights": str(folder / "model.safetensors"),
-        "labels": str(folder / "labels.txt"),
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-        "interpolation": "bilinear",
-    }
-    return {**fields, **changes}
 
 
 def photographs(shared_data: Path) -> list[Path]:
@@ -112,7 +97,7 @@ def test_500_photographs_from_s3(bucket: str, s3: Any, shared_data: Path, cluste
             heatmap_dtype="float32",
             storage=storage,
             progress="none",
-            **model_fields(shared_data),
+            **mobilenet(shared_data),
         )
     )
     assert (record.images, record.explained, record.rejected) == (500, 500, 0)
@@ -163,7 +148,7 @@ def test_sixty_broken_files_among_the_photographs(s3: Any, shared_data: Path) ->
         progress="none",
         max_pixels=16_000_000,
         max_reject_share=0.05,
-        **model_fields(shared_data),
+        **mobilenet(shared_data),
     )
     with pytest.raises(RejectLimitError, match="60 of 560 images"):
         explain(spec)
@@ -196,7 +181,7 @@ def test_the_golden_set_notices_what_loads_without_a_word(
         "golden": str(tmp_path / "golden.csv"),
         "golden_top1": 0.87,
     }
-    right = JobSpec(output=str(tmp_path / "right"), **fields, **model_fields(shared_data))
+    right = JobSpec(output=str(tmp_path / "right"), **fields, **mobilenet(shared_data))
     assert explain(right).images == 1
     with pytest.raises(GoldenError, match="padding mode"):
-        explain(JobSpec(output=str(tmp_path / "wrong"), **fields, **model_fields(shared_data, **wrong)))
+        explain(JobSpec(output=str(tmp_path / "wrong"), **fields, **mobilenet(shared_data, **wrong)))

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs.test_photographs import model_fields, photographs
-from samples import job, rows, state, write_tars
+from jobs.test_photographs import photographs
+from samples import job, mobilenet, rows, state, write_tars
 
 from pipeline.choice import Choice
 from pipeline.errors import MethodError
@@ -91,7 +91,7 @@ def test_500_photographs_three_ways(shared_data: Path, tmp_path: Path) -> None:
                 runner="local",
                 heatmap_dtype="float32",
                 progress="none",
-                **model_fields(shared_data, **changes),
+                **mobilenet(shared_data, **changes),
             )
         )
     expected = rows(tmp_path / "torch")

@@ -15,7 +15,7 @@ import tritonclient.grpc as grpc
 import tritonclient.http as http
 from numpy.typing import NDArray
 from PIL import Image
-from samples import state
+from samples import mobilenet, state
 from serving import TINY, listening, talk
 
 from pipeline.jobs.explain import explain
@@ -45,24 +45,10 @@ def photographs(shared_data: Path) -> list[Path]:
     return sorted((shared_data / "imagenet_sample").glob("*.JPEG"))[:: 500 // COUNT][:COUNT]
 
 
-def real(shared_data: Path) -> dict[str, Any]:
-    """A trained network; see mobilenet_v2/README.md."""
-    folder = shared_data / "mobilenet_v2"
-    return {
-        "model": "timm:mobilenetv2_100",
-        "model_args": {"pad_type": "same"},
-        "weights": str(folder / "model.safetensors"),
-        "labels": str(folder / "labels.txt"),
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-        "interpolation": "bilinear",
-    }
-
-
 @pytest.fixture(scope="module", params=["torch", "onnx"])
 def model(request: pytest.FixtureRequest, shared_data: Path) -> dict[str, Any]:
     """Fields of the job and of the service; what is compiled is small, since that takes a while."""
-    fields = real(shared_data) if request.param == "torch" else {k: v for k, v in TINY.items() if k != "methods"}
+    fields = mobilenet(shared_data) if request.param == "torch" else {k: v for k, v in TINY.items() if k != "methods"}
     return {**fields, "batch_size": COUNT, "runtime": request.param}
 
 
