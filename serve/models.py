@@ -85,7 +85,19 @@ class Served:
 
 
 def slow(method: str) -> bool:
-    """Whether a method takes many passes, so that it must not stand before one that takes one."""
+    """Whether a method takes many passes, so that it must not stand before one that takes one.
+
+    Args:
+        method: its name.
+
+    Returns:
+        True for a method that has a pool of its own.
+
+    Raises:
+        MethodError: there is no such method.
+    """
+    if method not in METHODS:
+        raise MethodError(f"no method is named {method!r}; there are: {', '.join(METHODS)}")
     return METHODS[method].traits.batch_only or not compilable(METHODS[method])
 
 
@@ -110,8 +122,6 @@ def graph_spec(spec: ServeSpec, name: str, method: str) -> GraphSpec:
     Raises:
         MethodError: there is no such method.
     """
-    if method not in METHODS:
-        raise MethodError(f"model {name}: no method is named {method!r}; there are: {', '.join(METHODS)}")
     model, pool = spec.models[name], spec.slow if slow(method) else spec.replicas
     if slow(method):  # what is not compiled runs in torch, beside compiled ones
         return model.graph_spec(method, device(model, pool), "torch")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from samples import jpeg
 from serving import TINY, free_port, wait_until_ready
 
-from pipeline.errors import SpecError
+from pipeline.errors import MethodError, SpecError
 from serve.app import build_app
 
 FIELDS: dict[str, Any] = {"models": {"tiny": {**TINY, "methods": ["gradcam"]}}, "replicas": {"cpus": 0.3}}
@@ -75,6 +75,8 @@ def test_wrong_arguments_are_told(tmp_path: Path) -> None:
         build_app({"config": str(tmp_path / "nothing.yaml")})
     with pytest.raises(ValidationError, match="did you mean 'models'"):
         build_app({"model": "tiny"})
+    with pytest.raises(MethodError, match=r"no method is named 'gradcamm'; there are: .*gradcam"):
+        build_app({"models": {"tiny": {**FIELDS["models"]["tiny"], "methods": ["gradcamm"]}}})
     with pytest.raises(ValidationError, match="on all interfaces"):
         build_app({**FIELDS, "grpc_port": 9000})
     with pytest.raises(ValidationError, match="one of its own"):
