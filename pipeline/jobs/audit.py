@@ -141,8 +141,9 @@ def audit(spec: AuditSpec) -> Night:
         before = history.earlier(spec.against, name)  # a wrong name is told before the work
         with cluster(spec) as ready:
             explained = _explained(spec, history.folder(name), ready)
+            performance = _performance(spec, explained)  # a wrong slice is told before maps are measured
             measured, statements = _measured(spec, explained, history.folder(name), shown, ready)
-        night = _judged(spec, name, explained, measured, before, history, statements, shown)
+        night = _judged(spec, name, explained, measured, before, history, performance, statements, shown)
         _write(night, history, shown)
     finally:
         shown.close()
@@ -183,6 +184,11 @@ def _measured(
     return open_run(job.output, spec.storage), [sample.statement]
 
 
+def _performance(spec: AuditSpec, explained: FinishedRun) -> Performance:
+    labels = explained.record.model["labels"]
+    return measure(explained, spec.performance).result(dict(enumerate(labels)) if isinstance(labels, list) else None)
+
+
 def _same_job(spec: AuditSpec, explained: FinishedRun, output: str) -> JobSpec:
     """The job that explained, with another output; executed as this audit says."""
     saved = {name: value for name, value in explained.record.spec.items() if name in JobSpec.model_fields}
@@ -207,6 +213,7 @@ def _judged(
     measured: FinishedRun | None,
     before: str | None,
     history: History,
+    performance: Performance,
     statements: list[str],
     shown: Display,
 ) -> Night:
@@ -214,9 +221,6 @@ def _judged(
     if earlier is None:
         statements = [*statements, "There is no earlier run to compare with."]
     shown.say("comparing", against=before or "nothing")
-    labels = explained.record.model["labels"]
-    names = dict(enumerate(labels)) if isinstance(labels, list) else None
-    performance = measure(explained, spec.performance).result(names)
     drift = compare(earlier, explained, spec.drift) if earlier else None
     return Night(
         spec,

@@ -197,6 +197,13 @@ def test_a_night_that_does_not_exist_is_told_before_the_work(tars: Path, tmp_pat
     assert not (tmp_path / "first").exists()
 
 
+def test_a_slice_that_the_run_lacks_is_told_before_maps_are_measured(tars: Path, tmp_path: Path) -> None:
+    explain(job(tars, tmp_path / "explained"))
+    with pytest.raises(InputError, match="slice weather is no column"):
+        audit(spec(tars, tmp_path / "audits", explanations=str(tmp_path / "explained"), slices="weather"))
+    assert not (tmp_path / "audits" / "first" / "measured").exists()
+
+
 def test_boxes_give_localisation_and_unreadable_ones_are_rejects(tmp_path: Path) -> None:
     boxes = ["[[0, 0, 48, 40]]", "[[10, 10, 30, 30]]", None, "[[1, 2, 3]]", "[[500, 500, 600, 600]]", "[]"]
     images = [jpeg(number) for number in range(len(boxes))]
