@@ -32,8 +32,8 @@ lint: venv  ## ruff, mypy --strict, pydoclint
 	$(BIN)/mypy
 	$(BIN)/pydoclint --quiet pipeline serve schemas
 
-test: lint  ## lint, then every test that does not take minutes
-	$(BIN)/python -m pytest tests --durations=40
+test: lint  ## lint, then every test that does not take minutes, on two cores
+	$(BIN)/python -m pytest tests --numprocesses=2 --dist=loadgroup --no-loadscope-reorder --durations=40
 
 thorough: venv  ## every seed and kind of fault, and every family that must compile
 	$(BIN)/python -m pytest tests/chaos tests/runtime --thorough

@@ -24,8 +24,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+TOGETHER = {"jobs": "ray", "chaos": "ray", "serve": "ray", "test_cli.py": "ray"}
+"""What shares a cluster or measures its own processes stays in one process, and starts first; see `group`."""
+
+
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    torch.set_num_threads(1)  # the other core is another worker's
+
+
+def group(path: Path) -> str:
+    """Which tests one worker runs in turn under `--dist loadgroup`: those with Ray, and else a module's."""
+    within = path.relative_to(Path(__file__).parent)
+    return TOGETHER.get(within.parts[0], str(within))
+
+
+def starts(item: pytest.Item) -> int:
+    """Ray's tests first, then the README's: each as long as half of the rest."""
+    return ("ray", "test_readme.py", group(item.path)).index(group(item.path))
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=starts)
     for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item.path)))
         if "benchmarks" in item.path.parts and not config.getoption("--benchmarks"):
             item.add_marker(pytest.mark.skip(reason="a benchmark; run `make bench`"))
         if item.get_closest_marker("thorough") and not config.getoption("--thorough"):

@@ -54,17 +54,25 @@ class Running:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def replicas(self) -> list[psutil.Process]:
-        return [child for child in self.family() if "ServeReplica:raylens:Endpoint" in " ".join(child.cmdline())]
+        return [child for child in self.family() if "ServeReplica:raylens:Endpoint" in " ".join(words(child))]
 
     def cluster(self) -> str:
         """Address by which another driver joins."""
         [address] = {
             part.partition("=")[2]
             for child in self.family()
-            for part in child.cmdline()
+            for part in words(child)
             if part.startswith("--gcs-address=")
         }
         return address
+
+
+def words(process: psutil.Process) -> list[str]:
+    """Its command line; none of a process that has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # a zombie too
+        return []
 
 
 @pytest.fixture(scope="module")
