@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import attribution, records
+from pipeline.embedding import EmbeddingGraph
 from pipeline.errors import RowError
 from pipeline.evaluation import localisation, metrics
 from pipeline.evaluation.controls import edge_maps, random_maps
@@ -23,6 +24,7 @@ from pipeline.graph import Columns, ExplanationGraph, seed_of
 from pipeline.model import LoadedModel
 from pipeline.preprocessing import Preprocessing
 from pipeline.stream.steps import Steps
+from schemas.embeddings import EmbedSpec
 from schemas.graph import Device, GraphSpec
 from schemas.measures import LOCALISATION, MeasureSpec, MetricSpec
 
@@ -41,12 +43,14 @@ def graph_of(steps: Steps, *, device: Device | None = None) -> ExplanationGraph:
         device: another one than the job's.
 
     Returns:
-        The graph, with metrics where the job measures.
+        The graph, with metrics where the job measures, or with embeddings.
     """
     spec = steps.graph if device is None else steps.graph.model_copy(update={"device": device})
-    if steps.measures is None:
+    if steps.more is None:
         return ExplanationGraph(spec, steps.storage, cache=steps.cache)
-    return MeasuringGraph(spec, steps.measures, steps.storage, cache=steps.cache)
+    if isinstance(steps.more, EmbedSpec):
+        return EmbeddingGraph(spec, steps.more, steps.storage, cache=steps.cache)
+    return MeasuringGraph(spec, steps.more, steps.storage, cache=steps.cache)
 
 
 def rank(sample_id: str, seed: int) -> int:

@@ -19,16 +19,19 @@ from pipeline.jobs.settle import begun, cache, settled
 from pipeline.jobs.streaming import streamed
 from pipeline.model import LoadedModel, load
 from pipeline.runtime.threads import one_thread
+from pipeline.runtime.torch_graph import head
 from pipeline.stream import parts, sources
 from pipeline.stream.ledger import STATE, Ledger
 from pipeline.stream.shards import Shard
 from pipeline.stream.steps import Steps
+from schemas.embeddings import EmbedSpec
 from schemas.explanations import SCHEMA_VERSION
 from schemas.graph import GraphSpec
 from schemas.job import JobSpec
 from schemas.measures import MeasureSpec
 from schemas.run import RunRecord
 
+WIDE = 1024  # features of a network whose width is not known
 NAMED_CLASSES = 2000  # up to so many, `run.json` holds their names, which reports and audits read
 PACKAGES = (
     "raylens",
@@ -47,19 +50,20 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Selection:
-    """A part of the input, and what to measure of it.
+    """A part of the input, and what is wanted of it beside its explanations.
 
     Attributes:
-        plan: shards with the rows to take.
-        measures: metrics of the maps.
+        plan: shards with the rows to take; None for the whole input.
+        more: metrics of the maps, or embeddings.
     """
 
-    plan: list[Shard]
-    measures: MeasureSpec
+    plan: list[Shard] | None
+    more: MeasureSpec | EmbedSpec
 
     def identity(self, spec: JobSpec) -> dict[str, Any]:
         """What decides the output, by name."""
-        return spec.identity() | {"measures": self.measures.model_dump(mode="json")}
+        name = "measures" if isinstance(self.more, MeasureSpec) else "embeddings"
+        return spec.identity() | {name: self.more.model_dump(mode="json")}
 
 
 def run(
@@ -94,7 +98,7 @@ def run(
     graph = settled(spec, runner.device, model, ledger, shown)  # before the output belongs to this job
     plan = ledger.plan() or _planned(spec, ledger, shown, selection)
     with published(spec, shown) as metrics:
-        steps = prepared(spec, graph, model, ledger, selection.measures if selection else None)
+        steps = prepared(spec, graph, model, ledger, selection.more if selection else None)
         counts = streamed(steps, plan, runner, shown, metrics)
         record = _record(spec, steps, model, counts, started, len(plan))
         ledger.write_json(record.model_dump(mode="json"), "run.json")
@@ -125,11 +129,12 @@ def _planned(spec: JobSpec, ledger: Ledger, shown: Display, selection: Selection
         raise OutputError(
             f"{spec.output} holds files that no raylens job wrote; choose another --output or --overwrite"
         )
-    if selection is not None:
-        ledger.write_json({"identity": selection.identity(spec), "digest": spec.digest()}, STATE, "job.json")
+    identity = selection.identity(spec) if selection else spec.identity()
+    if selection is not None and selection.plan is not None:
+        ledger.write_json({"identity": identity, "digest": spec.digest()}, STATE, "job.json")
         return ledger.freeze(selection.plan)
     found = sources.find(spec.input, spec.storage, forced=spec.format, image=spec.image_field)
-    ledger.write_json({"identity": spec.identity(), "digest": spec.digest()}, STATE, "job.json")
+    ledger.write_json({"identity": identity, "digest": spec.digest()}, STATE, "job.json")
     fields = sources.Fields(spec.image_field, spec.label_field, spec.id_field, spec.attributes)
     state = f"{spec.output.rstrip('/')}/{STATE}"
     plan = ledger.freeze(sources.plan(found, spec.storage, fields, state=state))
@@ -147,7 +152,11 @@ def _occupied(ledger: Ledger) -> bool:
 
 
 def prepared(
-    spec: JobSpec, graph: GraphSpec, model: LoadedModel, ledger: Ledger, measures: MeasureSpec | None = None
+    spec: JobSpec,
+    graph: GraphSpec,
+    model: LoadedModel,
+    ledger: Ledger,
+    more: MeasureSpec | EmbedSpec | None = None,
 ) -> Steps:
     """The steps of a job; refuses to go on with another graph than the job began with.
 
@@ -156,7 +165,7 @@ def prepared(
         graph: settled, see `pipeline.jobs.settle`.
         model: resolved in the driver.
         ledger: of the output.
-        measures: what to measure of the maps.
+        more: what to measure of the maps, or to embed.
 
     Returns:
         The steps, with every file's metadata.
@@ -177,6 +186,7 @@ def prepared(
     )
     shape = attribution.create(spec.method, model, seed=spec.seed, **spec.method_args).shape
     item = 2 if spec.heatmap_dtype == "float16" else 4
+    arrays = shape[0] * shape[1] * item + _embedding_bytes(graph, model, more)
     return Steps(
         output=spec.output,
         storage=dict(spec.storage),
@@ -186,10 +196,17 @@ def prepared(
         max_pixels=spec.max_pixels,
         scaled_decoding=spec.scaled_decoding,
         limit=spec.limit,
-        part_rows=parts.row_limit(shape[0] * shape[1] * item),
+        part_rows=parts.row_limit(arrays),
         cache=cache(spec),
-        measures=measures,
+        more=more,
     )
+
+
+def _embedding_bytes(graph: GraphSpec, model: LoadedModel, more: MeasureSpec | EmbedSpec | None) -> int:
+    """Of one row, about: another network than the explained one is not loaded to ask for its width."""
+    vectors = int(graph.embedding) + (len(more.spaces) if isinstance(more, EmbedSpec) else 0)
+    width = head(model).in_features if model.head is not None else WIDE
+    return 4 * vectors * width
 
 
 def _record(

@@ -85,9 +85,9 @@ class Group:
     images: int
 
 
-def row_limit(heatmap_bytes: int) -> int:
+def row_limit(array_bytes: int) -> int:
     """Rows of one file, so that it holds about `PART_BYTES` before compression; at least 1024."""
-    return max(1024, PART_BYTES // (heatmap_bytes + ROW_BYTES))
+    return max(1024, PART_BYTES // (array_bytes + ROW_BYTES))
 
 
 def groups(plan: list[Shard], coverage: list[Coverage], limit: int) -> Iterator[Group]:

@@ -14,6 +14,7 @@ from pipeline.stream.decode import Decoder
 from pipeline.stream.ledger import Ledger, Span
 from pipeline.stream.parts import Counts, Group, seal
 from pipeline.stream.shards import Sample, Shard
+from schemas.embeddings import EmbedSpec
 from schemas.graph import GraphSpec
 from schemas.measures import MeasureSpec
 
@@ -47,7 +48,7 @@ class Steps:
         limit: see `JobSpec`.
         part_rows: rows of one explanation file.
         cache: folder or address of compiled graphs.
-        measures: what to measure of the maps; None for nothing.
+        more: what to measure of the maps, or to embed, beside explaining; None for nothing.
     """
 
     output: str
@@ -60,7 +61,7 @@ class Steps:
     limit: int | None
     part_rows: int
     cache: str | None = None
-    measures: MeasureSpec | None = None
+    more: MeasureSpec | EmbedSpec | None = None
 
     @cached_property
     def ledger(self) -> Ledger:
