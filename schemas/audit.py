@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from schemas.graph import Frozen
 from schemas.job import Address, JobSpec, Share, as_tuple
@@ -115,6 +115,9 @@ class AuditSpec(JobSpec):
     )
     slices: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
         (), description="Attributes to slice by: performance and predictions of each of their values."
+    )
+    interval_h: PositiveFloat | None = Field(
+        24.0, description="Hours from one night to the next, said in the metrics, so that a late audit is noticed."
     )
     measure: MeasureSettings = Field(default_factory=MeasureSettings, description="Metrics of the maps.")
     performance: PerformanceSpec = Field(default_factory=PerformanceSpec, description="Predictions against labels.")

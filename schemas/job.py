@@ -163,6 +163,12 @@ class JobSpec(Frozen):
     metrics_port: PositiveInt | None = Field(None, description="Serve Prometheus metrics on this port of the driver.")
     metrics_pushgateway: str | None = Field(None, description="Push metrics to this Pushgateway address at the end.")
     metrics_file: str | None = Field(None, description="Write metrics to this text file (node exporter's format).")
+    metrics_instance: str | None = Field(
+        None, description="Name of this job at the Pushgateway, where jobs of one name replace each other's metrics."
+    )
+    interval_h: PositiveFloat | None = Field(
+        None, description="Hours from one run to the next, said in the metrics, so that a late job is noticed."
+    )
 
     @field_validator("weights")
     @classmethod

@@ -26,6 +26,7 @@ from schemas.audit import AuditSpec, NightRecord
 from schemas.job import IDENTITY, JobSpec
 from schemas.measures import MeasureSpec
 
+JOB = "raylens_audit"
 RESULT = "audit.json"
 REPORT = "report.html"
 
@@ -145,6 +146,9 @@ def audit(spec: AuditSpec) -> Night:
             measured, statements = _measured(spec, explained, history.folder(name), shown, ready)
         night = _judged(spec, name, explained, measured, before, history, performance, statements, shown)
         _write(night, history, shown)
+    except BaseException as error:
+        _failed(spec, error, shown)
+        raise
     finally:
         shown.close()
     if night.alerts:
@@ -260,8 +264,16 @@ def _write(night: Night, history: History, shown: Display) -> None:
     )
     registry = CollectorRegistry()
     gauges(night, registry)
-    hand_over(night.spec, registry, shown, job="raylens_audit")
+    hand_over(night.spec, registry, shown, job=JOB)
     shown.say("audited", alerts=len(night.alerts), report=f"{history.folder(night.name)}/{REPORT}")
+
+
+def _failed(spec: AuditSpec, error: BaseException, shown: Display) -> None:
+    from pipeline.report.audit.gauges import ended
+
+    registry = CollectorRegistry()
+    ended(spec, registry, error)
+    hand_over(spec, registry, shown, job=JOB)
 
 
 def _told(night: Night, folder: str) -> str:

@@ -85,6 +85,23 @@ def run(
         RaylensError: see `pipeline.errors`.
     """
     started = datetime.now(UTC)
+    with published(spec, shown) as metrics:
+        model = _checked(spec, shown)
+        runner = connected(spec, ready)
+        graph = settled(spec, runner.device, model, ledger, shown)  # before the output belongs to this job
+        plan = ledger.plan() or _planned(spec, ledger, shown, selection)
+        steps = prepared(spec, graph, model, ledger, selection.more if selection else None)
+        counts = streamed(steps, plan, runner, shown, metrics)
+        record = _record(spec, steps, model, counts, started, len(plan))
+        ledger.write_json(record.model_dump(mode="json"), "run.json")
+        metrics.succeeded()
+    ledger.remove(STATE, "fragments")
+    shown.say("done", images=record.images, explained=record.explained, rejected=record.rejected, output=spec.output)
+    return record
+
+
+def _checked(spec: JobSpec, shown: Display) -> LoadedModel:
+    """The model, which fits the method and has passed the golden set."""
     with one_thread():
         model = load(spec.model_spec(), storage=spec.storage)
         check_fit(spec, model)
@@ -94,18 +111,7 @@ def run(
     if spec.golden is not None:
         top1 = golden.check(spec.golden, spec.golden_top1, model, spec.storage, max_pixels=spec.max_pixels)
         shown.say("golden set", top1=f"{top1:.3f}", required=spec.golden_top1)
-    runner = connected(spec, ready)
-    graph = settled(spec, runner.device, model, ledger, shown)  # before the output belongs to this job
-    plan = ledger.plan() or _planned(spec, ledger, shown, selection)
-    with published(spec, shown) as metrics:
-        steps = prepared(spec, graph, model, ledger, selection.more if selection else None)
-        counts = streamed(steps, plan, runner, shown, metrics)
-        record = _record(spec, steps, model, counts, started, len(plan))
-        ledger.write_json(record.model_dump(mode="json"), "run.json")
-        metrics.succeeded()
-    ledger.remove(STATE, "fragments")
-    shown.say("done", images=record.images, explained=record.explained, rejected=record.rejected, output=spec.output)
-    return record
+    return model
 
 
 def check_fit(spec: JobSpec, model: LoadedModel) -> None:

@@ -179,6 +179,8 @@ def test_gauges_are_handed_over(tars: Path, tmp_path: Path) -> None:
     audit(spec(tars, tmp_path / "audits", metrics_file=str(tmp_path / "audit.prom")))
     text = (tmp_path / "audit.prom").read_text()
     assert 'raylens_audit_alerts{method="gradcam"} 0.0' in text
+    assert 'raylens_audit_failed{error="none",method="gradcam"} 0.0' in text
+    assert 'raylens_audit_interval_seconds{method="gradcam"} 86400.0' in text
     assert 'raylens_audit_map_metric{maps="random",method="gradcam",metric="deletion"}' in text
 
 

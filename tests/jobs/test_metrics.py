@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from samples import job, jpeg, write_tar
 
-from pipeline.errors import RejectLimitError
+from pipeline.errors import InputError, RejectLimitError
 from pipeline.jobs.explain import explain
 from pipeline.jobs.metrics import JOB, JobMetrics, published
 from pipeline.jobs.progress import Silence, Tally
@@ -88,7 +88,7 @@ def gateway(status: int = 200) -> Iterator[tuple[str, list[tuple[str, str, str]]
     got: list[tuple[str, str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
             got.append((self.command, self.path, body))
             self.send_response(status)
@@ -114,8 +114,22 @@ def test_a_pushgateway(tmp_path: Path) -> None:
             counted(metrics)
             assert got == []
         ((method, path, body),) = got
-    assert (method, path) == ("PUT", f"/metrics/job/{JOB}")
+    assert (method, path) == ("POST", f"/metrics/job/{JOB}")
     check(body)
+
+
+def test_a_named_job_keeps_the_last_success_at_the_gateway(tmp_path: Path) -> None:
+    """The gateway replaces what a push has, and keeps the rest: a failed run says nothing of the last success."""
+    with gateway() as (address, got):
+        given = job(tmp_path, tmp_path, metrics_pushgateway=address, metrics_instance="nightly", interval_h=24)
+        with pytest.raises(InputError):
+            explain(given.model_copy(update={"input": (str(tmp_path / "nothing" / "*.tar"),)}))
+    ((method, path, body),) = got
+    assert (method, path) == ("POST", f"/metrics/job/{JOB}/instance/nightly")
+    found = values(body)
+    assert found["raylens_job_failed", ("error", "InputError"), *LABELS] == 1
+    assert found["raylens_job_interval_seconds", *LABELS] == 86400
+    assert ("raylens_job_last_success_timestamp_seconds", *LABELS) not in found
 
 
 def test_metrics_are_published_when_the_job_fails_too(tmp_path: Path) -> None:
@@ -159,6 +173,7 @@ def test_metrics_of_a_job(tmp_path: Path) -> None:
     assert found["raylens_rejects_total", ("code", "empty"), *LABELS] == 1
     assert found["raylens_job_images_done", *LABELS] == 3
     assert before <= found["raylens_job_last_success_timestamp_seconds", *LABELS] <= time.time()
+    assert found["raylens_job_failed", ("error", "none"), *LABELS] == 0
     with pytest.raises(RejectLimitError):
         explain(job(tmp_path / "a.tar", tmp_path / "other", **fields))
 

@@ -56,6 +56,8 @@ CHANGED: dict[str, Any] = {
     "metrics_port": 9000,
     "metrics_pushgateway": "localhost:9091",
     "metrics_file": "/tmp/metrics.prom",
+    "metrics_instance": "nightly",
+    "interval_h": 24.0,
 }
 
 

@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from pipeline.jobs.metrics import SUCCESS, outcome
+
 if TYPE_CHECKING:
     from pipeline.jobs.audit import Night
+    from schemas.audit import AuditSpec
 
 
 def gauges(night: "Night", registry: CollectorRegistry) -> None:
@@ -27,6 +30,7 @@ def gauges(night: "Night", registry: CollectorRegistry) -> None:
     gauge("rejected_images", "Images rejected").labels(method).set(night.explained.record.rejected)
     gauge("alerts", "Alerts of the night").labels(method).set(len(night.alerts))
     gauge("last_timestamp_seconds", "When the night was last audited").labels(method).set_to_current_time()
+    ended(night.spec, registry)
     overall, calibration = night.performance.overall, night.performance.calibration
     if overall.accuracy.value is not None:
         gauge("accuracy", "Share of the labelled images that are right").labels(method).set(overall.accuracy.value)
@@ -38,6 +42,22 @@ def gauges(night: "Night", registry: CollectorRegistry) -> None:
     drift = gauge("drift_effect", "Effect of a comparison, the largest of all classes", "comparison")
     for name, effect in _effects(night).items():
         drift.labels(method, name).set(effect)
+
+
+def ended(spec: "AuditSpec", registry: CollectorRegistry, error: BaseException | None = None) -> None:
+    """Sets the gauges that an audit leaves however it ends.
+
+    Args:
+        spec: of the audit.
+        registry: to add them to.
+        error: that ended it; None where it is whole, with alerts or without.
+    """
+    failed = outcome(registry, "raylens_audit_failed", "Whether the last audit failed, and by what error")
+    failed.labels(spec.method, SUCCESS if error is None else type(error).__name__).set(error is not None)
+    if spec.interval_h is not None:
+        text = "Time from one audit to the next"
+        interval = Gauge("raylens_audit_interval_seconds", text, ["method"], registry=registry)
+        interval.labels(spec.method).set(spec.interval_h * 3600)
 
 
 def _metrics(night: "Night") -> dict[tuple[str, str], float]:
