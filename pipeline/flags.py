@@ -18,9 +18,10 @@ ONE_EACH = {
     "method_args": "--method-arg",
     "attributes": "--attribute",
     "slices": "--slice",
+    "methods": "--method",
 }
 """Flags that are given once for each of their values."""
-LISTS = ("input", "attributes", "slices")
+LISTS = ("input", "attributes", "slices", "methods")
 Spec = TypeVar("Spec", bound=BaseModel)
 
 

@@ -1,0 +1,156 @@
+"""A slice that fails, as a person wants to see it: its images, where the evidence lies in them, what they share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic_core import to_jsonable_python
+
+from pipeline.bias.contrast import Contrast, Difference, contrast, difference
+from pipeline.bias.enrichment import Enrichment, enrichment
+from pipeline.bias.example import NO_IMAGE, nearest_correct, top_members
+from pipeline.bias.gap import Ints
+from pipeline.bias.gathered import Gathered
+from pipeline.bias.keywords import Keyword, keywords
+from pipeline.bias.trial import Trial
+from pipeline.bias.verdict import SliceVerdict, members
+from pipeline.heatmap import statistics
+
+SHOWN = 8
+CONTRAST_IMAGES = 20_000
+"""Images whose maps are compared: a permutation test holds all of them."""
+STATISTICS = ("mass_centre", "gini", "centroid_x", "centroid_y")
+UNKNOWN = "(none)"
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What is known of one slice, from the images that did not find it.
+
+    Attributes:
+        slice: its verdict.
+        name: for people.
+        members: positions of its held-out images among the gathered ones, the foremost first.
+        wrong: those of them that are predicted wrong, the foremost first.
+        neighbours: for the first `SHOWN` of `wrong`, the nearest right one of the class, or NO_IMAGE.
+        contrast: where the evidence lies, against the other images of its classes; None where nothing can be compared.
+        statistics: summary numbers of its maps against those of the others, by name.
+        enrichment: attribute values that it has more often, the most certain first.
+        keywords: of its captions, where there are any.
+    """
+
+    slice: SliceVerdict
+    name: str
+    members: Ints
+    wrong: Ints
+    neighbours: Ints
+    contrast: Contrast | None
+    statistics: Mapping[str, Difference]
+    enrichment: tuple[Enrichment, ...]
+    keywords: tuple[Keyword, ...]
+
+    @property
+    def described(self) -> str:
+        """What its images share, as far as attributes and captions say; empty where they say nothing."""
+        values = [f"{one.attribute} {one.value}" for one in self.enrichment if one.enriched][:3]
+        words = [one.text for one in self.keywords][:3]
+        return ", ".join(values) or ", ".join(words)
+
+    def to_json(self, images: Gathered) -> dict[str, Any]:
+        """A plain dictionary; images by their ids."""
+        plain: dict[str, Any] = {
+            "name": self.name,
+            "described": self.described,
+            "slice": to_jsonable_python(self.slice),
+            "members": len(self.members),
+            "foremost": [images.sample_ids[row] for row in self.members[:SHOWN]],
+            "wrong": [images.sample_ids[row] for row in self.wrong[:SHOWN]],
+            "neighbours": [None if row == NO_IMAGE else images.sample_ids[row] for row in self.neighbours],
+            "contrast": None if self.contrast is None else self.contrast.to_json(),
+            "statistics": {name: one.to_json() for name, one in self.statistics.items()},
+            "enrichment": [one.to_json() for one in self.enrichment],
+            "keywords": [to_jsonable_python(one) for one in self.keywords],
+        }
+        return plain
+
+
+def findings(
+    images: Gathered, trial: Trial, names: Mapping[int, str], *, captions: str | None, seed: int, most: int
+) -> tuple[Finding, ...]:
+    """Describes the slices that fail.
+
+    Args:
+        images: gathered.
+        trial: of them.
+        names: of classes.
+        captions: attribute with a text of each image; None for none.
+        seed: of the tests' draws.
+        most: slices to describe, those of most harm first; confirmed ones before flagged ones.
+
+    Returns:
+        The findings.
+    """
+    failing = [one for one in trial.verdict.slices if one.status != "passed"][:most]
+    return tuple(_finding(images, trial, one, names, captions, seed) for one in failing)
+
+
+def _finding(
+    images: Gathered, trial: Trial, one: SliceVerdict, names: Mapping[int, str], captions: str | None, seed: int
+) -> Finding:
+    rows = trial.rows[1]
+    half = trial.held_out
+    inside = members(half, one, trial.verdict.rules)
+    foremost = top_members(half.memberships[:, one.slice], inside, int(inside.sum()))
+    wrong = foremost[~half.correct[foremost]]
+    near = nearest_correct(images.embeddings[trial.space][rows], half.labels, half.predictions, wrong[:SHOWN])[:, 0]
+    compared = _compared(inside, half.labels, seed)
+    maps = images.maps[rows[compared]]
+    return Finding(
+        slice=one,
+        name=f"slice {one.slice}" if one.label is None else f"{names.get(one.label, one.label)}, slice {one.slice}",
+        members=rows[foremost],
+        wrong=rows[wrong],
+        neighbours=np.where(near == NO_IMAGE, NO_IMAGE, rows[near]),
+        contrast=contrast(maps, inside[compared], half.labels[compared], seed=seed),
+        statistics=_statistics(maps, inside[compared], half.labels[compared], seed),
+        enrichment=enrichment(_texts(images, rows, captions), inside, half.labels),
+        keywords=_keywords(images, rows[inside], captions),
+    )
+
+
+def _compared(inside: np.ndarray[Any, np.dtype[np.bool_]], labels: Ints, seed: int) -> Ints:
+    """At most `CONTRAST_IMAGES` images of the slice and of its classes."""
+    same = np.flatnonzero(np.isin(labels, np.unique(labels[inside])))
+    if len(same) <= CONTRAST_IMAGES:
+        return same
+    drawn = np.random.default_rng(seed).permutation(same)[:CONTRAST_IMAGES]
+    return np.sort(drawn)
+
+
+def _statistics(
+    maps: np.ndarray[Any, np.dtype[np.float32]],
+    inside: np.ndarray[Any, np.dtype[np.bool_]],
+    labels: Ints,
+    seed: int,
+) -> dict[str, Difference]:
+    numbers = statistics(torch.from_numpy(maps))
+    found = {name: difference(numbers[name].double().numpy(), inside, labels, seed=seed) for name in STATISTICS}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _texts(images: Gathered, rows: Ints, captions: str | None) -> dict[str, Sequence[str]]:
+    """Attributes of the held-out images, but for their captions."""
+    return {
+        name: [UNKNOWN if values[row] is None else str(values[row]) for row in rows.tolist()]
+        for name, values in images.attributes.items()
+        if name != captions
+    }
+
+
+def _keywords(images: Gathered, rows: Ints, captions: str | None) -> tuple[Keyword, ...]:
+    if captions is None:
+        return ()
+    texts = [images.attributes[captions][row] or "" for row in rows.tolist()]
+    return keywords(texts, images.labels[rows] != images.predictions[rows])

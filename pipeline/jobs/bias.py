@@ -1,0 +1,242 @@
+"""Bias discovery: explain and embed, find slices, judge them on images that did not find them, describe, report."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.bias.finding import Finding, findings
+from pipeline.bias.gathered import Gathered, gather, with_embeddings
+from pipeline.bias.trial import Trial, attempt
+from pipeline.bias.verdict import Rules
+from pipeline.errors import MethodError, OutputError
+from pipeline.flags import built, merged
+from pipeline.jobs.cluster import cluster
+from pipeline.jobs.explain import clear, explain
+from pipeline.jobs.progress import Display, display
+from pipeline.jobs.run import Selection, run
+from pipeline.jobs.sample import draw
+from pipeline.stream.finished import FinishedRun, open_run
+from pipeline.stream.ledger import STATE, Ledger
+from schemas.bias import BiasSpec
+from schemas.embeddings import COLUMNS, Space
+from schemas.job import IDENTITY, JobSpec
+
+RESULT = "bias.json"
+REPORT = "report.html"
+DESCRIBED = 12
+"""Slices that are described."""
+
+
+@dataclass(frozen=True, eq=False)
+class Discovery:
+    """Everything that bias discovery found; the report is made of it.
+
+    Attributes:
+        spec: of the job.
+        run: explained and embedded images.
+        images: the labelled ones that were looked at.
+        trials: slicers and spaces; the first one's slices are reported, the others stand beside it.
+        findings: slices that fail, by harm.
+        statements: what a reader must know of these numbers.
+    """
+
+    spec: BiasSpec
+    run: FinishedRun
+    images: Gathered
+    trials: tuple[Trial, ...]
+    findings: tuple[Finding, ...]
+    statements: tuple[str, ...]
+
+    @property
+    def main(self) -> Trial:
+        """The trial whose slices are reported."""
+        return self.trials[0]
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class names by index, where the run knows them."""
+        return class_names(self.run)
+
+    @property
+    def confirmed(self) -> tuple[Finding, ...]:
+        """Slices that fail in both halves."""
+        return tuple(one for one in self.findings if one.slice.status == "confirmed")
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of `bias.json`."""
+        return {
+            "images": len(self.images),
+            "accuracy": float((self.images.labels == self.images.predictions).mean()),
+            "confirmed": len(self.confirmed),
+            "findings": [one.to_json(self.images) for one in self.findings],
+            "trials": [one.to_json() for one in self.trials],
+            "statements": list(self.statements),
+            "explained": self.run.address,
+            "run": self.run.record.model_dump(mode="json"),
+            "spec": self.spec.public(),
+        }
+
+
+def specification(values: dict[str, Any]) -> BiasSpec:
+    """The specification that flags or a file describe; of a finished run, the fields of its job are its own.
+
+    Args:
+        values: as `pipeline.flags.with_flags` gives them.
+
+    Returns:
+        The specification.
+
+    Raises:
+        SpecError: a field is wrong.
+    """
+    content = merged(BiasSpec, values)
+    if "explanations" in content:
+        found = open_run(str(content["explanations"]), content.get("storage")).record.spec
+        own = {name: found[name] for name in IDENTITY if name in found and name in BiasSpec.model_fields}
+        content = own | content
+    return built(BiasSpec, content)
+
+
+def bias(spec: BiasSpec) -> Discovery:
+    """Runs bias discovery, or what is missing of it.
+
+    Args:
+        spec: what to do.
+
+    Returns:
+        What was found; `bias.json`, the tables and the report are written.
+
+    Raises:
+        RaylensError: see `pipeline.errors`; the same call goes on from where it stopped.
+    """
+    shown = display(spec.progress)
+    try:
+        with cluster(spec) as ready:
+            explained = _embedded(spec, shown, ready)
+        images = _gathered(spec, explained)
+        shown.say("looking for slices", images=len(images), classes=explained.classes)
+        found = _discovery(spec, explained, images, shown)
+        _write(found, shown)
+    finally:
+        shown.close()
+    return found
+
+
+def class_names(explained: FinishedRun) -> dict[int, str]:
+    """Class names by index; none where the run has too many classes to hold them."""
+    labels = explained.record.model["labels"]
+    return dict(enumerate(labels)) if isinstance(labels, list) else {}
+
+
+def _embedded(spec: BiasSpec, shown: Display, ready: Callable[[], None]) -> FinishedRun:
+    """The explained images with the embeddings that are asked for."""
+    if spec.embeddings.file is not None:
+        return _explained(spec, ready)
+    if spec.explanations is None:
+        job, plan = spec.job(f"{spec.output}/explained"), None
+    else:
+        given = open_run(spec.explanations, spec.storage)
+        if _suffices(given, spec):
+            return given
+        job, plan = _same_job(spec, given), _plan(spec, given)
+    ledger, selection = Ledger(job.output, spec.storage), Selection(plan, spec.embeddings.spec(spec.seed))
+    saved = ledger.read_json(STATE, "job.json")
+    if spec.overwrite or (saved is not None and saved["identity"] != selection.identity(job)):
+        clear(ledger)
+    if ledger.read_json("run.json") is None:
+        run(job, ledger, shown, ready, selection)
+    return open_run(job.output, spec.storage)
+
+
+def _explained(spec: BiasSpec, ready: Callable[[], None]) -> FinishedRun:
+    if spec.explanations is not None:
+        return open_run(spec.explanations, spec.storage)
+    ready()
+    job = spec.job(f"{spec.output}/explained")
+    explain(job.model_copy(update={"max_reject_share": 1.0}))
+    return open_run(job.output, spec.storage)
+
+
+def _suffices(given: FinishedRun, spec: BiasSpec) -> bool:
+    """Whether the run holds every embedding already."""
+    asked = {COLUMNS[space] for space in spec.embeddings.spaces}
+    return spec.embeddings.model is None and asked <= set(given.schema.names)
+
+
+def _same_job(spec: BiasSpec, given: FinishedRun) -> JobSpec:
+    """The job that explained, with another output; executed as this one says."""
+    saved = {name: value for name, value in given.record.spec.items() if name in JobSpec.model_fields}
+    how = {
+        name: getattr(spec, name) for name in ("runner", "ray_address", "workers", "max_workers", "cache", "storage")
+    }
+    own = {"attributes": spec.attributes, "output": f"{spec.output}/embedded", "embedding": False, "runtime": "torch"}
+    return JobSpec(**{**saved, **how, **own, "max_reject_share": 1.0, "overwrite": False})
+
+
+def _plan(spec: BiasSpec, given: FinishedRun) -> list[Any]:
+    """Where the run's images are; a random part of them where there are more than are asked for."""
+    shards = Ledger(given.address, spec.storage).plan()
+    if shards is None:
+        raise OutputError(f"{given.address} has no {STATE}/plan.json, which says where its images are")
+    if given.record.explained <= spec.images:
+        return shards
+    return draw(given, shards, images=spec.images, most_shards=len(shards), seed=spec.seed).plan(shards)
+
+
+def _gathered(spec: BiasSpec, explained: FinishedRun) -> Gathered:
+    settings = spec.embeddings
+    spaces: tuple[Space, ...] = () if settings.file else settings.spaces
+    found = gather(explained, spaces, attributes=spec.attributes, images=spec.images, seed=spec.seed)
+    if settings.file is None:
+        return found
+    return with_embeddings(found, settings.file, settings.column, spec.storage)
+
+
+def _discovery(spec: BiasSpec, explained: FinishedRun, images: Gathered, shown: Display) -> Discovery:
+    names = class_names(explained)
+    trials, statements = _trials(spec, images, names, shown)
+    described = findings(images, trials[0], names, captions=spec.captions, seed=spec.seed, most=DESCRIBED)
+    return Discovery(
+        spec,
+        explained,
+        images,
+        tuple(trials),
+        described,
+        (*images.statements, trials[0].statement, *trials[0].verdict.statements, *statements),
+    )
+
+
+def _trials(
+    spec: BiasSpec, images: Gathered, names: Mapping[int, str], shown: Display
+) -> tuple[list[Trial], list[str]]:
+    """The first slicer in every space, then the other slicers in the first one; what cannot be tried is said."""
+    rules = Rules(**spec.rules.model_dump())
+    main, *others = spec.slicers
+    spaces = tuple(images.embeddings)
+    asked = [*((main, space) for space in spaces), *((slicer, spaces[0]) for slicer in others)]
+    trials, statements = [], []
+    for slicer, space in asked:
+        shown.say("slicing", slicer=slicer.name, space=space)
+        try:
+            trials.append(attempt(images, slicer, space, rules, names, seed=spec.seed, halves=spec.halves_seed))
+        except MethodError as error:
+            if not trials:
+                raise
+            statements.append(f"{slicer.name} on the {space}: {error}")
+    return trials, statements
+
+
+def _write(found: Discovery, shown: Display) -> None:
+    """The machine form last: where it is, everything is."""
+    from pipeline.report.bias.page import page
+    from pipeline.report.bias.tables import tables
+
+    spec = found.spec
+    ledger = Ledger(spec.output, spec.storage)
+    ledger.write_text(page(found), REPORT)
+    for name, table in tables(found).items():
+        ledger.write_table(table, "tables", f"{name}.parquet")
+    ledger.write_json(found.to_json(), RESULT)
+    for one in found.confirmed:
+        shown.say("slice", finding=one.slice.sentence, shares=one.described or "unknown")
+    shown.say("done", slices=len(found.confirmed), report=f"{spec.output}/{REPORT}")

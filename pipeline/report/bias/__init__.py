@@ -1,0 +1,1 @@
+"""The report of bias discovery: its page and its tables."""
