@@ -21,8 +21,10 @@ from pipeline.evaluation import localisation, metrics
 from pipeline.evaluation.controls import edge_maps, random_maps
 from pipeline.evaluation.metric import Explain, Explained, Measured, Metric, Subject
 from pipeline.graph import Columns, ExplanationGraph, seed_of
+from pipeline.grids import GridGraph
 from pipeline.model import LoadedModel
 from pipeline.preprocessing import Preprocessing
+from pipeline.stream.sheets import GridSteps
 from pipeline.stream.steps import Steps
 from schemas.embeddings import EmbedSpec
 from schemas.graph import Device, GraphSpec
@@ -43,9 +45,11 @@ def graph_of(steps: Steps, *, device: Device | None = None) -> ExplanationGraph:
         device: another one than the job's.
 
     Returns:
-        The graph, with metrics where the job measures, or with embeddings.
+        The graph, with metrics where the job measures, with embeddings, or of grids.
     """
     spec = steps.graph if device is None else steps.graph.model_copy(update={"device": device})
+    if isinstance(steps, GridSteps):
+        return GridGraph(spec, steps.storage, cache=steps.cache)
     if steps.more is None:
         return ExplanationGraph(spec, steps.storage, cache=steps.cache)
     if isinstance(steps.more, EmbedSpec):

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, Posi
 
 from schemas.graph import Frozen
 from schemas.job import Address, JobSpec, Share, as_tuple
-from schemas.measures import Metrics, MetricSpec
+from schemas.measures import Metrics, MetricSpec, Setting
 
 Level = Annotated[float, Field(gt=0, lt=1)]
 
@@ -81,6 +81,14 @@ class MeasureSettings(Frozen):
         tuple(MetricSpec(name=name) for name in ("insertion", "deletion", "mufidelity"))
         + tuple(MetricSpec(name=name, images=32) for name in ("mprt", "randomlogit", "classsensitivity")),
         description="Metrics by name, each with `parameters`, `images` and `controls` of its own.",
+    )
+    grids: Annotated[int, Field(ge=0, le=256)] | None = Field(
+        None,
+        description="Grids of four confident images in each setting, 0 for none; left out: 24, where a map costs a few "
+        "passes and depends on the class.",
+    )
+    grid_settings: Annotated[tuple[Setting, ...], BeforeValidator(as_tuple), Field(min_length=1)] = Field(
+        ("gridpg", "difull", "dipart"), description="What of the network sees the whole grid (Rao et al. 2022)."
     )
     boxes: str | None = Field(
         None, description="Attribute with the objects' boxes: JSON of [[x0, y0, x1, y1], ...] in px as displayed."

@@ -1,6 +1,6 @@
 """What a measuring run adds to an explanation: the metrics that are asked for, and their columns."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, PositiveInt
 
@@ -45,6 +45,8 @@ def _as_metrics(value: Any) -> Any:
     return [{"name": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
 
 
+Setting = Literal["gridpg", "difull", "dipart"]
+"""Keys of `pipeline.evaluation.grid_settings.SETTINGS`."""
 Metrics = Annotated[tuple[MetricSpec, ...], BeforeValidator(_as_metrics)]
 
 

@@ -87,7 +87,7 @@ def _values(folder: Path, name: str) -> dict[str, Any]:
         "runner": "local",
         "progress": "none",
         "slices": ["prediction_name"],
-        "measure": {"images": 8, "metrics": {"insertion": {"parameters": {"step": 300}}, "mprt": {}}},
+        "measure": {"images": 8, "grids": 12, "metrics": {"insertion": {"parameters": {"step": 300}}, "mprt": {}}},
         "limits": {"better_than_random": False},
         "against": "none",
     }
@@ -100,5 +100,13 @@ def unlabelled(folder: Path, like: Night) -> Night:
     run = open_run(write(folder, values, model=like.explained.record.model, spec=like.explained.record.spec))
     performance = measure(run, PerformanceSpec()).result()
     return replace(
-        like, explained=run, measured=None, before=None, drift=None, metrics=(), history=(), performance=performance
+        like,
+        explained=run,
+        measured=None,
+        grids=None,
+        before=None,
+        drift=None,
+        metrics=(),
+        history=(),
+        performance=performance,
     )

@@ -68,16 +68,24 @@ class MetricRow:
         return plain
 
 
-def metric_rows(run: FinishedRun, metrics: Metrics) -> tuple[MetricRow, ...]:
+def metric_rows(run: FinishedRun | None, metrics: Metrics, grids: Sequence[MetricRow] = ()) -> tuple[MetricRow, ...]:
     """Reads the table.
 
     Args:
-        run: of a measuring job.
+        run: of a measuring job; None where only grids were measured.
         metrics: that it measured.
+        grids: rows of `pipeline.evaluation.grid_table.grid_rows`, whose p-values are corrected with the others'.
 
     Returns:
-        A row a metric, then those of localisation where images have boxes.
+        A row a metric, those of the grids, then those of localisation where images have boxes.
     """
+    columns = _columns(run, metrics) if run else {}
+    rows = [_row(metric.name, metric.controls, columns, metric.curve) for metric in metrics] if run else []
+    return (*_corrected([*rows, *grids]), *_localisation(columns))
+
+
+def _columns(run: FinishedRun, metrics: Metrics) -> dict[str, list[Any]]:
+    """Values of the first targets, by column."""
     names = [name for metric in metrics for name in (*metric.columns, metric.curve)]
     names += [name for name in LOCALISATION if name in run.schema.names]
     columns: dict[str, list[Any]] = {name: [] for name in names}
@@ -86,8 +94,7 @@ def metric_rows(run: FinishedRun, metrics: Metrics) -> tuple[MetricRow, ...]:
         for name in names:
             found = batch.column(name).to_pylist()
             columns[name] += [value for value, wanted in zip(found, first, strict=True) if wanted]
-    rows = [_row(metric.name, metric.controls, columns, metric.curve) for metric in metrics]
-    return (*_corrected(rows), *_localisation(columns))
+    return columns
 
 
 def _row(name: str, with_controls: bool, columns: dict[str, list[Any]], curve: str) -> MetricRow:
@@ -99,9 +106,9 @@ def _row(name: str, with_controls: bool, columns: dict[str, list[Any]], curve: s
         name,
         traits.higher_is_better,
         traits.across_models,
-        _mean(own),
-        {control: _mean(values) for control, values in controls.items()},
-        _better(own, controls["random"], higher=traits.higher_is_better) if with_controls else None,
+        mean(own),
+        {control: mean(values) for control, values in controls.items()},
+        better(own, controls["random"], higher=traits.higher_is_better) if with_controls else None,
         tuple(np.mean(curves, axis=0).tolist()) if curves else (),
         traits.source,
     )
@@ -111,14 +118,32 @@ def _floats(values: Sequence[float | None]) -> Floats:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def _mean(values: Floats) -> Mean:
+def mean(values: Floats) -> Mean:
+    """The mean of the values that are numbers.
+
+    Args:
+        values: (N,), NaN where there is none.
+
+    Returns:
+        With its standard error.
+    """
     known = values[np.isfinite(values)]
     count = len(known)
     error = float(known.std(ddof=1) / np.sqrt(count)) if count > 1 else None
     return Mean(float(known.mean()) if count else None, error, count)
 
 
-def _better(own: Floats, random: Floats, *, higher: bool) -> float | None:
+def better(own: Floats, random: Floats, *, higher: bool) -> float | None:
+    """Whether a method's values are better than those of random maps.
+
+    Args:
+        own: (N,) of the method.
+        random: (N,) of the same images.
+        higher: direction of the metric.
+
+    Returns:
+        The p-value of Wilcoxon's signed-rank test, one-sided; None with fewer than `LEAST` images.
+    """
     both = np.isfinite(own) & np.isfinite(random)
     difference = (own - random)[both] * (1 if higher else -1)
     if both.sum() < LEAST:
@@ -139,18 +164,22 @@ def _with_p(row: MetricRow, p_value: float) -> MetricRow:
 
 def _localisation(columns: dict[str, list[Any]]) -> list[MetricRow]:
     """Rows with their chance level in place of the random control."""
-    chance = {"pointing_game": "pointing_game_chance", "energy": "box_area", "relevance_rank": "box_area"}
+    chance = {
+        "pointing_game": ("pointing_game_chance", "Zhang et al. 2018, section 4.1"),
+        "energy": ("box_area", "Wang et al. 2020, section 4.3"),
+        "relevance_rank": ("box_area", "Arras et al. 2022"),
+    }
     return [
         MetricRow(
             name,
             higher_is_better=True,
             across_models=True,
-            method=_mean(_floats(columns[name])),
-            controls={"chance": _mean(_floats(columns[level]))},
+            method=mean(_floats(columns[name])),
+            controls={"chance": mean(_floats(columns[level]))},
             p_value=None,
             curve=(),
-            source="see METHODS, localisation",
+            source=source,
         )
-        for name, level in chance.items()
+        for name, (level, source) in chance.items()
         if any(value is not None for value in columns.get(name, ()))
     ]

@@ -7,12 +7,16 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from pipeline.attribution import METHODS
+from pipeline.attribution.base import Needs
 from pipeline.drift.compare import Drift, compare
 from pipeline.errors import AlertError, OutputError
+from pipeline.evaluation.grid_table import grid_rows
 from pipeline.evaluation.table import MetricRow, metric_rows
 from pipeline.flags import built, merged
 from pipeline.jobs.cluster import cluster
 from pipeline.jobs.explain import clear, explain
+from pipeline.jobs.grids import Gridded, gridded
 from pipeline.jobs.history import History, today
 from pipeline.jobs.metrics import hand_over
 from pipeline.jobs.progress import Display, display
@@ -23,12 +27,15 @@ from pipeline.performance.result import Performance
 from pipeline.stream.finished import FinishedRun, open_run
 from pipeline.stream.ledger import STATE, Ledger
 from schemas.audit import AuditSpec, NightRecord
+from schemas.grids import GridsSpec
 from schemas.job import IDENTITY, JobSpec
 from schemas.measures import MeasureSpec
 
 JOB = "raylens_audit"
 RESULT = "audit.json"
 REPORT = "report.html"
+GRIDS = 24
+"""Of each setting, where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Night:
         name: of the night.
         explained: the run that is audited.
         measured: its chosen images with their metrics; None where none were asked for.
+        grids: of its confident images; None where there are none.
         before: the earlier run; None without one.
         performance: predictions against labels.
         metrics: of the maps.
@@ -52,6 +60,7 @@ class Night:
     name: str
     explained: FinishedRun
     measured: FinishedRun | None
+    grids: FinishedRun | None
     before: FinishedRun | None
     performance: Performance
     metrics: tuple[MetricRow, ...]
@@ -144,7 +153,9 @@ def audit(spec: AuditSpec) -> Night:
             explained = _explained(spec, history.folder(name), ready)
             performance = _performance(spec, explained)  # a wrong slice is told before maps are measured
             measured, statements = _measured(spec, explained, history.folder(name), shown, ready)
-        night = _judged(spec, name, explained, measured, before, history, performance, statements, shown)
+            grids = _gridded(spec, explained, history.folder(name), shown, ready)
+        statements += grids.statements
+        night = _judged(spec, name, explained, (measured, grids.run), before, history, performance, statements, shown)
         _write(night, history, shown)
     except BaseException as error:
         _failed(spec, error, shown)
@@ -188,6 +199,31 @@ def _measured(
     return open_run(job.output, spec.storage), [sample.statement]
 
 
+def _gridded(
+    spec: AuditSpec, explained: FinishedRun, folder: str, shown: Display, ready: Callable[[], None]
+) -> Gridded:
+    settings = spec.measure
+    job = _same_job(spec, explained, f"{folder}/grids")
+    count, why = (settings.grids, "") if settings.grids is not None else _usual_grids(job.method)
+    if count == 0:
+        return Gridded(None, (why,) if why else ())
+    wanted = GridsSpec(grids=count, settings=settings.grid_settings, shards=settings.shards, seed=settings.seed)
+    return gridded(job, explained, wanted, shown, ready)
+
+
+def _usual_grids(method: str) -> tuple[int, str]:
+    """How many grids are made of a method where nothing is said, and why there are none."""
+    traits = METHODS[method].traits
+    if not traits.discriminative:
+        return (
+            0,
+            f"No grids are measured: {method} gives one map for all their classes. Set measure.grids to have them.",
+        )
+    if traits.needs is Needs.SCORES:
+        return 0, f"No grids are measured: a map of {method} takes many passes. Set measure.grids to have them."
+    return GRIDS, ""
+
+
 def _performance(spec: AuditSpec, explained: FinishedRun) -> Performance:
     labels = explained.record.model["labels"]
     return measure(explained, spec.performance).result(dict(enumerate(labels)) if isinstance(labels, list) else None)
@@ -214,13 +250,14 @@ def _judged(
     spec: AuditSpec,
     name: str,
     explained: FinishedRun,
-    measured: FinishedRun | None,
+    measures: tuple[FinishedRun | None, FinishedRun | None],
     before: str | None,
     history: History,
     performance: Performance,
     statements: list[str],
     shown: Display,
 ) -> Night:
+    measured, grids = measures
     earlier = open_run(before, spec.storage) if before else None
     if earlier is None:
         statements = [*statements, "There is no earlier run to compare with."]
@@ -231,9 +268,10 @@ def _judged(
         name,
         explained,
         measured,
+        grids,
         earlier,
         performance,
-        metric_rows(measured, spec.measure.metrics) if measured else (),
+        metric_rows(measured, spec.measure.metrics, grid_rows(grids) if grids else ()),
         drift,
         tuple(one for one in history.nights() if one.night != name),
         (*statements, *performance.statements, *(drift.statements if drift else ())),

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 from pipeline.errors import RowError, WorkerDiedError
 from pipeline.measuring import graph_of
-from pipeline.stream import sources
-from pipeline.stream.decode import Decoder
 from pipeline.stream.ledger import Span
 from pipeline.stream.steps import Steps, Work
 
@@ -70,12 +68,6 @@ def suspects_of(item: Work, block_rows: int) -> list[Span]:
 
 def _reject(steps: Steps, item: Work) -> None:
     """Commits one row as a reject; does nothing for a row past the shard's end."""
-    row = item.gaps[0].first
-    samples = sources.read(item.shard, steps.storage, limit=steps.limit)
-    sample = next((sample for sample in samples if sample.row == row), None)
-    if sample is None:
-        return
-    decoder = Decoder(steps.preprocessing, max_pixels=steps.max_pixels)
-    rejected = sample._replace(data=b"", error=RowError("crashed", MESSAGE, stage="graph"))
-    graph = graph_of(steps, device="cpu")
-    steps.commit(graph(decoder.table([rejected], item.shard.name)))
+    rejected = steps.refused(item, RowError("crashed", MESSAGE, stage="graph"))
+    if rejected is not None:
+        steps.commit(graph_of(steps, device="cpu")(rejected))

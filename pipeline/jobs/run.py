@@ -54,16 +54,20 @@ class Selection:
 
     Attributes:
         plan: shards with the rows to take; None for the whole input.
-        more: metrics of the maps, or embeddings.
+        more: metrics of the maps, or embeddings; None for neither.
     """
 
     plan: list[Shard] | None
-    more: MeasureSpec | EmbedSpec
+    more: MeasureSpec | EmbedSpec | None
 
     def identity(self, spec: JobSpec) -> dict[str, Any]:
         """What decides the output, by name."""
         name = "measures" if isinstance(self.more, MeasureSpec) else "embeddings"
-        return spec.identity() | {name: self.more.model_dump(mode="json")}
+        return spec.identity() | ({name: self.more.model_dump(mode="json")} if self.more else {})
+
+    def steps(self, whole: Steps) -> Steps:
+        """The job's steps, as this part of the input is read."""
+        return whole
 
 
 def run(
@@ -91,6 +95,7 @@ def run(
         graph = settled(spec, runner.device, model, ledger, shown)  # before the output belongs to this job
         plan = ledger.plan() or _planned(spec, ledger, shown, selection)
         steps = prepared(spec, graph, model, ledger, selection.more if selection else None)
+        steps = selection.steps(steps) if selection else steps
         counts = streamed(steps, plan, runner, shown, metrics)
         record = _record(spec, steps, model, counts, started, len(plan))
         ledger.write_json(record.model_dump(mode="json"), "run.json")

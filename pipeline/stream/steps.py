@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.errors import RowError
 from pipeline.preprocessing import Preprocessing
 from pipeline.stream import sources
 from pipeline.stream.decode import Decoder
@@ -110,6 +111,23 @@ class Steps:
             yield decoder.table(pending, work.shard.name)
         if stop > last:
             self.ledger.end(work.shard.name, last)
+
+    def refused(self, work: Work, error: RowError) -> pa.Table | None:
+        """One row that is not decoded.
+
+        Args:
+            work: its shard, and a gap that begins with it.
+            error: why it is refused.
+
+        Returns:
+            A table of `decoded_schema`; None for a row past the shard's end.
+        """
+        samples = sources.read(work.shard, self.storage, limit=self.limit)
+        sample = next((sample for sample in samples if sample.row == work.gaps[0].first), None)
+        if sample is None:
+            return None
+        decoder = Decoder(self.preprocessing, max_pixels=self.max_pixels)
+        return decoder.table([sample._replace(error=error)], work.shard.name)
 
     def _block(self, sample: Sample, work: Work) -> int:
         return (sample.row - work.shard.first) // self.block_rows

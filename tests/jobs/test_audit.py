@@ -20,7 +20,7 @@ from pipeline.evaluation import metrics
 from pipeline.evaluation.metric import Explained
 from pipeline.graph import seed_of
 from pipeline.jobs import audit as audit_module
-from pipeline.jobs.audit import Night, audit
+from pipeline.jobs.audit import Night, _usual_grids, audit
 from pipeline.jobs.explain import explain
 from pipeline.measuring import rank
 from schemas.audit import AuditSpec
@@ -47,7 +47,7 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec(source: Any, output: Path, **fields: Any) -> AuditSpec:
     base = job(source, output)
     given = {name: getattr(base, name) for name in base.model_fields_set}
-    measure = {"images": 8, "metrics": METRICS, **fields.pop("measure", {})}
+    measure = {"images": 8, "metrics": METRICS, "grids": 0, **fields.pop("measure", {})}
     return AuditSpec(**{**given, "measure": measure, "limits": LENIENT, "night": "first", **fields})
 
 
@@ -162,7 +162,9 @@ def test_other_metrics_are_measured_anew(tars: Path, tmp_path: Path) -> None:
 def test_a_finished_run_is_audited_where_it_is(tars: Path, tmp_path: Path) -> None:
     explain(job(tars, tmp_path / "explained"))
     given = ["--explanations", str(tmp_path / "explained"), "--output", str(tmp_path / "audits"), "--night", "first"]
-    (tmp_path / "audit.yaml").write_text(json.dumps({"measure": {"images": 4, "metrics": METRICS}, "limits": LENIENT}))
+    (tmp_path / "audit.yaml").write_text(
+        json.dumps({"measure": {"images": 4, "metrics": METRICS, "grids": 0}, "limits": LENIENT})
+    )
     done = CliRunner().invoke(
         app,
         ["audit", "--config", str(tmp_path / "audit.yaml"), *given, "--runner", "local", "--progress", "none"],
@@ -173,6 +175,26 @@ def test_a_finished_run_is_audited_where_it_is(tars: Path, tmp_path: Path) -> No
     assert written["explained"] == str(tmp_path / "explained")
     assert written["metrics"][0]["method"]["images"] == 4
     assert not (tmp_path / "audits" / "first" / "explained").exists()
+
+
+def test_grids_stand_among_the_metrics(tmp_path: Path) -> None:
+    """Whatever the labels say: a random network is seldom right."""
+    write_tars(tmp_path / "in", shards=1, each=12)
+    fields = {"label_field": "nothing", "measure": {"images": 4, "metrics": {}, "grids": 2, "grid_settings": "difull"}}
+    night = audit(spec(tmp_path / "in", tmp_path / "out", method="inputxgradient", **fields))
+    if night.grids is None:
+        assert any("difull: left out, grids need images of 3 classes" in one for one in night.statements)
+        return
+    [row] = state(tmp_path / "out", "first/audit.json")["metrics"]
+    assert (row["name"], row["controls"]["chance"]["value"]) == ("difull", 0.25)
+    assert row["method"]["value"] == pytest.approx(1)  # the score of a cell depends on its pixels alone
+
+
+@pytest.mark.parametrize(("method", "why"), [("rise", "takes many passes"), ("eigencam", "one map for all")])
+def test_a_method_that_grids_do_not_suit_has_none_unless_asked(method: str, why: str) -> None:
+    assert _usual_grids(method)[0] == 0
+    assert why in _usual_grids(method)[1]
+    assert _usual_grids("gradcam") == (24, "")
 
 
 def test_gauges_are_handed_over(tars: Path, tmp_path: Path) -> None:

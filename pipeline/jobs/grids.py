@@ -1,0 +1,285 @@
+"""GridPG, DiFull and DiPart of a run: grids of its own confident images, explained as its images were, exactly once."""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import attribution
+from pipeline.errors import InputError, MethodError, OutputError
+from pipeline.evaluation.grid_settings import GridScorer
+from pipeline.evaluation.grids import CELLS, CONFIDENCE, Candidates, plan_grids
+from pipeline.jobs.explain import clear
+from pipeline.jobs.progress import Display
+from pipeline.jobs.run import Selection, run
+from pipeline.measuring import rank
+from pipeline.model import LoadedModel, load
+from pipeline.report.html.number import plural
+from pipeline.runtime.threads import one_thread
+from pipeline.stream import sheets, sources
+from pipeline.stream.finished import FinishedRun, open_run
+from pipeline.stream.ledger import STATE, Ledger
+from pipeline.stream.shards import Sample, Shard
+from pipeline.stream.sheets import GridSteps
+from pipeline.stream.steps import Steps
+from schemas.grids import SHEET, GridsSpec
+from schemas.job import JobSpec
+from schemas.measures import Setting
+from schemas.run import RunRecord
+
+PLAN = "grids.json"
+THREADS = 8  # shards read at a time: storage is what is waited for
+PER_CLASS = 8  # images of a class that grids are drawn from, at least
+NONE = -1
+Place = tuple[str, int]
+"""Shard and row of an image."""
+
+
+@dataclass(frozen=True)
+class Gridded:
+    """What was found on grids.
+
+    Attributes:
+        run: rows of `schemas.grids.GRID`; None where no grid was explained.
+        statements: what a reader must know of the grids, and why a setting was left out.
+    """
+
+    run: FinishedRun | None
+    statements: tuple[str, ...]
+
+
+class Candidate(NamedTuple):
+    """An image that may be in a grid; in order of preference.
+
+    Attributes:
+        position: of its shard in a random order, so that grids are made of few shards.
+        rank: see `pipeline.measuring.rank`.
+        sample_id: of the image.
+        place: of its bytes.
+        prediction: class index.
+        score: of the prediction.
+    """
+
+    position: int
+    rank: int
+    sample_id: str
+    place: Place
+    prediction: int
+    score: float
+
+
+@dataclass(frozen=True)
+class GridSelection(Selection):
+    """Sheets of grids instead of the input's shards.
+
+    Attributes:
+        grids: that are wanted.
+        source: of the images: what tells one run from another.
+    """
+
+    grids: GridsSpec
+    source: tuple[str, ...]
+
+    def identity(self, spec: JobSpec) -> dict[str, Any]:
+        """What decides the output, by name."""
+        return spec.identity() | {"grids": self.grids.model_dump(mode="json"), "source": list(self.source)}
+
+    def steps(self, whole: Steps) -> Steps:
+        """The job's steps, which read sheets."""
+        return GridSteps(**{field.name: getattr(whole, field.name) for field in fields(whole)})
+
+
+def gridded(
+    job: JobSpec, explained: FinishedRun, wanted: GridsSpec, shown: Display, ready: Callable[[], None]
+) -> Gridded:
+    """Explains grids of a run's confident images, or what is missing of them; a finished output is only read.
+
+    Args:
+        job: model, method and how to execute them; its `output` is where the grids go, its input is not read.
+        explained: whose images are used: right by their label, or without one, and with a high score.
+        wanted: how many grids, in which settings.
+        shown: told what happens.
+        ready: waits for the cluster, see `pipeline.jobs.cluster`.
+
+    Returns:
+        The finished run and statements; a setting that the images, the model or the method does not allow is left out.
+
+    Raises:
+        RaylensError: see `pipeline.errors`; the same call goes on from where it stopped.
+    """
+    ledger = Ledger(job.output, job.storage)
+    record = explained.record
+    selection = GridSelection(None, None, wanted, (explained.address, record.job_digest, record.finished))
+    saved = ledger.read_json(STATE, "job.json")
+    if saved is not None and saved["identity"] != selection.identity(job):
+        clear(ledger)
+        saved = None
+    if saved is None:
+        selection = replace(selection, plan=_laid_out(job, explained, wanted, ledger))
+    statements = (ledger.read_json(STATE, PLAN) or {}).get("statements", [])
+    if saved is None and not selection.plan:
+        return Gridded(None, tuple(statements))
+    written = ledger.read_json("run.json")
+    made = RunRecord(**written) if written else run(job, ledger, shown, ready, selection)
+    ledger.remove(STATE, sheets.FOLDER)
+    found = open_run(job.output, job.storage) if made.explained else None
+    return Gridded(found, (*statements, *_rejected(made)))
+
+
+def _rejected(made: RunRecord) -> Iterator[str]:
+    if made.rejected:
+        codes = ", ".join(f"{count} {code}" for code, count in made.rejects_by_code.items())
+        yield f"{made.rejected} of {plural(made.images, 'grid')} could not be explained: {codes}."
+
+
+def _laid_out(job: JobSpec, explained: FinishedRun, wanted: GridsSpec, ledger: Ledger) -> list[Shard]:
+    """Draws the grids, fetches their images and writes them as sheets."""
+    shards = Ledger(explained.address, explained.storage).plan()
+    if shards is None:
+        raise OutputError(f"{explained.address} has no {STATE}/plan.json, which says where its images are")
+    settings, statements = _fitting(job, wanted)
+    found = candidates(explained, shards, wanted) if settings else []
+    grids: list[tuple[Setting, int, NDArray[np.int64]]] = []
+    for repeat_corner, group in _groups(settings):
+        told = ", ".join(group)
+        try:
+            plan = plan_grids(_columns(found), count=wanted.grids, seed=wanted.seed, repeat_corner=repeat_corner)
+        except InputError as error:
+            statements.append(f"{told}: left out, {error}.")
+            continue
+        statements.append(f"{told}: {wanted.grids} {plan.statement}.")
+        grids += [(setting, number, images) for setting in group for number, images in enumerate(plan.images)]
+    ledger.write_json({"statements": statements}, STATE, PLAN)
+    images = fetched(explained, shards, {found[i].place for _, _, grid in grids for i in grid.tolist()})
+    rows = [_sheet_row(setting, number, [found[i] for i in grid.tolist()], images) for setting, number, grid in grids]
+    return sheets.write(ledger, pa.Table.from_pylist(rows, schema=SHEET))
+
+
+def _fitting(job: JobSpec, wanted: GridsSpec) -> tuple[list[Setting], list[str]]:
+    """The settings that model and method allow, and why the others are left out."""
+
+    def bound(model: LoadedModel) -> attribution.Method:
+        return attribution.create(job.method, model, seed=job.seed, **job.method_args)
+
+    settings, statements = [], []
+    with one_thread():
+        model = load(job.model_spec(), storage=job.storage)
+        for setting in wanted.settings:
+            try:
+                GridScorer(setting, model, bound)
+                settings.append(setting)
+            except MethodError as error:
+                statements.append(f"{setting}: left out, {error}.")
+    return settings, statements
+
+
+def _groups(settings: Sequence[Setting]) -> list[tuple[bool, list[Setting]]]:
+    """Settings of one kind of grids: of four classes, or with one class in two corners."""
+    connected: list[Setting] = [one for one in settings if one == "gridpg"]
+    corners: list[Setting] = [one for one in settings if one != "gridpg"]
+    return [(repeat, group) for repeat, group in ((False, connected), (True, corners)) if group]
+
+
+def candidates(explained: FinishedRun, shards: Sequence[Shard], wanted: GridsSpec) -> list[Candidate]:
+    """Images that grids may be made of: of every class some confident ones, and those with the highest scores.
+
+    Args:
+        explained: read once; memory grows with its classes, not with its images.
+        shards: its plan.
+        wanted: the more grids and the fewer classes, the more images of each.
+
+    Returns:
+        The candidates, of few shards where these hold enough.
+    """
+    chosen = heapq.nsmallest(wanted.shards, (shard.name for shard in shards), key=lambda name: rank(name, wanted.seed))
+    positions = {name: position for position, name in enumerate(chosen)}
+    most = max(PER_CLASS, -(-2 * CELLS * wanted.grids // explained.classes))
+    sure: dict[int, list[Candidate]] = defaultdict(list)
+    best: dict[int, list[Candidate]] = defaultdict(list)
+    for batch in explained.batches(["sample_id", "shard", "row", "rank", "label", "prediction", "score"]):
+        for one in _usable(batch, positions, wanted.seed):
+            if one.score >= CONFIDENCE:
+                sure[one.prediction].append(one)
+            else:
+                best[one.prediction].append(one)
+        for index, images in sure.items():
+            sure[index] = heapq.nsmallest(most, images)
+        for index, images in best.items():
+            best[index] = heapq.nsmallest(most, images, key=lambda one: (-one.score, one))
+    return sorted(one for pool in (sure, best) for images in pool.values() for one in images)
+
+
+def _usable(batch: pa.RecordBatch, positions: dict[str, int], seed: int) -> Iterable[Candidate]:
+    """Images of the chosen shards that no label calls wrong."""
+    label, prediction = (np.asarray(batch.column(name).fill_null(NONE)) for name in ("label", "prediction"))
+    rows = np.flatnonzero((np.asarray(batch.column("rank")) == 0) & ((label == NONE) | (label == prediction)))
+    columns = ("sample_id", "shard", "row", "prediction", "score")
+    for sample_id, shard, row, index, score in zip(
+        *(batch.column(name).take(pa.array(rows)).to_pylist() for name in columns), strict=True
+    ):
+        if shard in positions:
+            yield Candidate(positions[shard], rank(sample_id, seed), sample_id, (shard, row), index, score)
+
+
+def _columns(found: Sequence[Candidate]) -> Candidates:
+    return Candidates(
+        [one.sample_id for one in found],
+        np.array([one.prediction for one in found], np.int64),
+        np.array([one.score for one in found], np.float32),
+        np.full(len(found), NONE),
+    )
+
+
+def fetched(explained: FinishedRun, shards: Sequence[Shard], places: set[Place]) -> dict[Place, bytes | str]:
+    """Encoded images, read again from where the run says that they are; each shard once.
+
+    Args:
+        explained: the run.
+        shards: its plan.
+        places: of the images.
+
+    Returns:
+        Bytes for every place, or the reason why there are none.
+    """
+    rows: dict[str, list[int]] = defaultdict(list)
+    for shard, row in sorted(places):
+        rows[shard].append(row)
+    by_name = {shard.name: shard for shard in shards}
+    with ThreadPoolExecutor(THREADS) as pool:
+        tasks = [pool.submit(_of_shard, by_name[name], wanted, explained.storage) for name, wanted in rows.items()]
+        return {place: data for task in tasks for place, data in task.result().items()}
+
+
+def _of_shard(shard: Shard, rows: list[int], storage: dict[str, Any]) -> dict[Place, bytes | str]:
+    found: dict[Place, bytes | str] = {(shard.name, row): "the shard does not hold it any more" for row in rows}
+    part = replace(shard, only=[(row, row + 1) for row in rows])
+    for sample in sources.read(part, storage, limit=None):
+        if (shard.name, sample.row) in found:
+            found[shard.name, sample.row] = _bytes(sample)
+        if sample.row >= rows[-1]:
+            break
+    return found
+
+
+def _bytes(sample: Sample) -> bytes | str:
+    return str(sample.error) if sample.error else sample.data
+
+
+def _sheet_row(
+    setting: Setting, number: int, cells: list[Candidate], images: dict[Place, bytes | str]
+) -> dict[str, Any]:
+    found = [images[one.place] for one in cells]
+    return {
+        "name": f"{setting}-{number:04d}",
+        "setting": setting,
+        "classes": [one.prediction for one in cells],
+        "sample_ids": [one.sample_id for one in cells],
+        "images": [data if isinstance(data, bytes) else None for data in found],
+        "errors": [data if isinstance(data, str) else None for data in found],
+    }
