@@ -65,6 +65,23 @@ def write_tars(folder: Path, *, shards: int = 3, each: int = 20) -> list[Path]:
     ]
 
 
+def save_sure_network(path: Path, images: int) -> None:
+    """A random network that is sure of the first `jpeg`s, each its class: the head sees features without a mean."""
+    import torch
+
+    from pipeline.bias import tinycnn
+
+    torch.manual_seed(0)
+    model = tinycnn.TinyCNN(4).eval()
+    pixels = torch.from_numpy(np.stack([array(seed) for seed in range(images)]))
+    with torch.no_grad():
+        features = model.pool(model.features(tinycnn.preprocess(pixels))).flatten(1)
+        deviation, mean = torch.std_mean(features, dim=0)
+        model.head.weight.copy_(8 * torch.randn(4, features.shape[1]) / (deviation + 1e-6))
+        model.head.bias.copy_(-model.head.weight @ mean)
+    tinycnn.save(model, path)
+
+
 def job(source: Any, output: Any, **fields: Any) -> JobSpec:
     """A job on a tiny network with random weights."""
     defaults: dict[str, Any] = {

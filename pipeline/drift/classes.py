@@ -96,7 +96,7 @@ def explanations(classes: list[ClassMaps], spec: DriftSpec) -> Iterator[Finding]
     """
     numbers = [shift for one in classes for shift in _distributions(one)]
     for one, name, shift in numbers:
-        yield _finding(one, name, f"{subject(name)}, of class {one.name}", shift, KS, spec.thresholds.distribution)
+        yield _finding(one, name, f"class {one.name}: {subject(name)}", shift, KS, spec.thresholds.distribution)
     for one, shift in zip(classes, _mean_maps(classes, spec, len(numbers) + len(classes)), strict=True):
         words = f"where the network looks for class {one.name}"
         yield _finding(one, "map", words, shift, "share of the evidence that moved", spec.thresholds.mean_map)

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from scipy.stats import false_discovery_control
 
+from pipeline.drift.sentence import sentence, statement
 from pipeline.drift.two_sample import Shift
 
 Family: TypeAlias = Literal["population", "classes", "pairs"]
@@ -32,8 +33,10 @@ class Finding:
         p_value: chance of an effect like this one where nothing changed.
         corrected: p-value, corrected for all comparisons.
         alert: whether effect and corrected p-value are both beyond their thresholds.
-        sentence: the finding in words.
+        statement: what changed, in words.
+        sentence: the statement with effect, p-value and images.
         details: other numbers.
+        example: the part that changed most; empty where there are no parts.
     """
 
     name: str
@@ -48,8 +51,10 @@ class Finding:
     p_value: float
     corrected: float = 1.0
     alert: bool = False
+    statement: str = ""
     sentence: str = ""
     details: dict[str, float] = field(default_factory=dict)
+    example: str = ""
 
 
 def finding(
@@ -89,6 +94,7 @@ def finding(
         threshold,
         shift.p_value,
         details=shift.details,
+        example=shift.example,
     )
 
 
@@ -117,12 +123,8 @@ def _family(findings: Sequence[Finding], alpha: float) -> list[Finding]:
 
 def _decided(one: Finding, p_value: float, alpha: float) -> Finding:
     alert = p_value <= alpha and one.effect >= one.threshold
-    certain = "no more than chance" if p_value > alpha else "changed" if alert else "changed, too little to matter"
-    text = (
-        f"{one.subject}: {certain}; {one.effect_name} {one.effect:.3f} (alert from {one.threshold:g}), corrected p "
-        f"{p_value:.2g}, {one.before} images before and {one.after} now."
-    )
-    return replace(one, corrected=p_value, alert=alert, sentence=text[0].upper() + text[1:])
+    decided = replace(one, corrected=p_value, alert=alert)
+    return replace(decided, statement=statement(decided, alpha), sentence=sentence(decided, alpha))
 
 
 def draws_needed(comparisons: int, alpha: float, least: int) -> int:

@@ -1,7 +1,7 @@
 """Population drift: scores, classes, accuracy, image sizes, embeddings and map statistics over all images."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -39,7 +39,7 @@ SUBJECTS = {
     "self_check": "the method's own check",
     "distance": "distance of the maps from their earlier mean",
 }
-Cell = TypeVar("Cell", bound=Hashable)
+Cell = TypeVar("Cell", int, tuple[int, str])
 LEAST = 2  # numbers of either run to compare them
 
 
@@ -61,10 +61,13 @@ def population(before: Profile, after: Profile, records: tuple[RunRecord, RunRec
     """
     limits = after.spec.thresholds
     images = before.images, after.images
-    classes = _frequencies(before.predictions, after.predictions)
+    names = before.names | after.names
+    classes = _frequencies(before.predictions, after.predictions, lambda index: _name(names, index))
     yield _finding("predictions", "predicted classes", classes, images, (V, limits.classes))
     for name in (name for name in after.slices if name in before.slices):
-        shift = _frequencies(before.slices[name], after.slices[name])
+        shift = _frequencies(
+            before.slices[name], after.slices[name], lambda cell: f"{_name(names, cell[0])} of {cell[1]}"
+        )
         yield _finding(f"slice.{name}", f"predicted classes by {name}", shift, images, (V, limits.classes))
     yield from _labels(before, after)
     yield from _rejects(records, limits.rejects)
@@ -83,7 +86,8 @@ def _labels(before: Profile, after: Profile) -> Iterator[Finding]:
     gaps = _gaps(before.sample), _gaps(after.sample)
     if min(len(gap) for gap in gaps) < LEAST:
         return
-    labels = _frequencies(before.labels, after.labels)
+    names = before.names | after.names
+    labels = _frequencies(before.labels, after.labels, lambda index: _name(names, index))
     yield _finding("labels", "labels", labels, images, (V, limits.classes))
     rates = proportions((before.correct, before.labelled), (after.correct, after.labelled))
     yield _finding("accuracy", "accuracy", rates, images, ("absolute difference", limits.accuracy))
@@ -125,10 +129,17 @@ def _finding(name: str, words: str, shift: Shift, images: tuple[int, int], effec
     return finding(name, words, shift, family="population", images=images, effect_name=effect[0], threshold=effect[1])
 
 
-def _frequencies(before: Counter[Cell], after: Counter[Cell]) -> Shift:
-    cells = list(before.keys() | after.keys())
+def _frequencies(before: Counter[Cell], after: Counter[Cell], name: Callable[[Cell], str]) -> Shift:
+    cells = sorted(before.keys() | after.keys())
     left, right = (np.array([counter[cell] for cell in cells], np.int64) for counter in (before, after))
-    return frequencies(left, right)
+    shares = left / left.sum(), right / right.sum()
+    most = int(np.abs(shares[1] - shares[0]).argmax())
+    example = f"{name(cells[most])} from {100 * shares[0][most]:.1f} % to {100 * shares[1][most]:.1f} %"
+    return frequencies(left, right)._replace(example=example)
+
+
+def _name(names: Mapping[int, str], index: int) -> str:
+    return names.get(index, str(index))
 
 
 def _gaps(sample: Sample) -> Floats:

@@ -29,11 +29,13 @@ class Shift(NamedTuple):
         effect: how large; 0 is none.
         p_value: chance of an effect like this one where nothing changed.
         details: other numbers to read beside it.
+        example: the part that changed most, in words; empty where there are no parts.
     """
 
     effect: float
     p_value: float
     details: dict[str, float]
+    example: str = ""
 
 
 def distribution(before: Floats, after: Floats) -> Shift:

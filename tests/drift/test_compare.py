@@ -138,7 +138,8 @@ def test_a_planted_change_is_found_and_nothing_else(
     for one in found.alerts:
         assert one.corrected <= SPEC.thresholds.alpha
         assert one.effect >= one.threshold
-        assert ": changed; " in one.sentence
+        assert "no more than chance" not in one.sentence
+        assert one.sentence.startswith(one.statement)
     if change is class_2_looks_elsewhere:
         assert {one.class_name for one in found.alerts if one.family == "classes"} == {"class 2"}
         moved = {one.name: one.moved for one in found.classes}
@@ -184,7 +185,7 @@ def test_an_alert_needs_an_effect_and_a_p_value(tmp_path: Path) -> None:
 
     small, scarce = score_drift(6000, 0.04), score_drift(24, 0.2)
     assert small.corrected < 0.01 < small.effect < small.threshold
-    assert "changed, too little to matter" in small.sentence
+    assert ", too little to matter; " in small.sentence
     assert scarce.effect > scarce.threshold
     assert scarce.corrected > 0.01
     assert "no more than chance" in scarce.sentence

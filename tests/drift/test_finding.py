@@ -43,15 +43,15 @@ def test_the_chance_of_any_discovery_keeps_the_level() -> None:
 @pytest.mark.parametrize(
     ("p_value", "effect", "alert", "word"),
     [
-        (1e-6, 0.6, True, "changed;"),
-        (1e-6, 0.4, False, "changed, too little to matter;"),
-        (0.2, 0.6, False, "no more than chance;"),
+        (1e-6, 0.6, True, "Score changed;"),
+        (1e-6, 0.4, False, "Score changed, too little to matter;"),
+        (0.2, 0.6, False, "Score: no more than chance;"),
     ],
 )
 def test_an_alert_needs_both(p_value: float, effect: float, alert: bool, word: str) -> None:
     found = corrected([one(p_value, effect)], 0.01)[0]
     assert found.alert == alert
-    assert found.sentence.startswith(f"Score: {word} effect {effect:.3f} (alert from 0.5)")
+    assert found.sentence.startswith(f"{word} effect {effect:.3f} (alert from 0.5)")
     assert "9 images before and 8 now" in found.sentence
     assert found.details == {"beside": 2.0}
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from reading import shards
-from samples import job, jpeg, rows, state, write_tars
+from samples import job, jpeg, rows, save_sure_network, state, write_tars
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -178,15 +178,14 @@ def test_a_finished_run_is_audited_where_it_is(tars: Path, tmp_path: Path) -> No
 
 
 def test_grids_stand_among_the_metrics(tmp_path: Path) -> None:
-    """Whatever the labels say: a random network is seldom right."""
-    write_tars(tmp_path / "in", shards=1, each=12)
-    fields = {"label_field": "nothing", "measure": {"images": 4, "metrics": {}, "grids": 2, "grid_settings": "difull"}}
-    night = audit(spec(tmp_path / "in", tmp_path / "out", method="inputxgradient", **fields))
-    if night.grids is None:
-        assert any("difull: left out, grids need images of 3 classes" in one for one in night.statements)
-        return
-    [row] = state(tmp_path / "out", "first/audit.json")["metrics"]
-    assert (row["name"], row["controls"]["chance"]["value"]) == ("difull", 0.25)
+    write_tars(tmp_path / "in", shards=1, each=20)
+    save_sure_network(tmp_path / "network.safetensors", 20)
+    how = {"method": "inputxgradient", "weights": str(tmp_path / "network.safetensors"), "label_field": "nothing"}
+    measure = {"images": 4, "metrics": {"deletion": {}}, "grids": 2, "grid_settings": "difull"}
+    night = audit(spec(tmp_path / "in", tmp_path / "out", measure=measure, **how))
+    assert any(one.startswith("difull: 2 grids of") for one in night.statements)
+    _, row = state(tmp_path / "out", "first/audit.json")["metrics"]
+    assert (row["name"], row["method"]["images"], row["controls"]["chance"]["value"]) == ("difull", 2, 0.25)
     assert row["method"]["value"] == pytest.approx(1)  # the score of a cell depends on its pixels alone
 
 

@@ -1,4 +1,4 @@
-"""Grids of a run's own images: drawn, fetched, composed and explained once by either runner, or left out with a word."""
+"""Grids of a run's own images: drawn, fetched, composed and explained once by either runner, or left out."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,8 @@ import pyarrow as pa
 import pytest
 import torch
 from runs import columns, write
-from samples import array, job, jpeg, rows, state, write_tars
+from samples import job, jpeg, rows, save_sure_network, state, write_tars
 
-from pipeline.bias import tinycnn
 from pipeline.errors import RowError
 from pipeline.evaluation.aggatt import aggregate
 from pipeline.evaluation.grid_settings import GridScorer
@@ -41,25 +40,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def save_network(path: Path) -> None:
-    """A random network whose head sees features without their mean, so that it predicts every class, and surely."""
-    torch.manual_seed(0)
-    model = tinycnn.TinyCNN(4).eval()
-    pixels = torch.from_numpy(np.stack([array(seed) for seed in range(IMAGES)]))
-    with torch.no_grad():
-        features = model.pool(model.features(tinycnn.preprocess(pixels))).flatten(1)
-        deviation, mean = torch.std_mean(features, dim=0)
-        model.head.weight.copy_(8 * torch.randn(4, features.shape[1]) / (deviation + 1e-6))
-        model.head.bias.copy_(-model.head.weight @ mean)
-    tinycnn.save(model, path)
-
-
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """A run without labels, so that no prediction is wrong."""
     folder = tmp_path_factory.mktemp("explained")
     write_tars(folder / "in", shards=2, each=IMAGES // 2)
-    save_network(folder / "network.safetensors")
+    save_sure_network(folder / "network.safetensors", IMAGES)
     weights = str(folder / "network.safetensors")
     explain(job(folder / "in", folder / "out", weights=weights, label_field="nothing"))
     return open_run(str(folder / "out"))

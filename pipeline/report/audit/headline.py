@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.drift.compare import Drift
 from pipeline.drift.finding import Finding
-from pipeline.report.html.number import DASH, count, fixed, percent, plural
+from pipeline.report.html.number import DASH, count, fixed, p_value, percent, plural
 
 if TYPE_CHECKING:
     from pipeline.jobs.audit import Night
@@ -148,9 +148,8 @@ def _points(night: "Night") -> Iterator[Point]:
 
 
 def _point(finding: Finding) -> Point:
-    subject = finding.subject[:1].upper() + finding.subject[1:]
-    effect = f"{finding.effect_name} {finding.effect:.2f}, alert from {finding.threshold:g}"
-    return Point(f"{subject} changed:", effect)
+    sure = f"alert from {finding.threshold:g}, p {p_value(finding.corrected)}"
+    return Point(f"{finding.statement}.", f"{finding.effect_name} {finding.effect:.2f}, {sure}")
 
 
 def _tiles(night: "Night") -> Iterator[Tile]:

@@ -25,6 +25,9 @@ MEANINGS: dict[str, str] = {
     "mprt": "How alike the maps stay when the network's layers forget; a method that explains the network falls to 0.",
     "randomlogit": "How alike the maps of the class and of another one are.",
     "classsensitivity": "How alike the maps of the likeliest and the least likely class are.",
+    "gridpg": "Share of the map in the right one of four images, of 2 x 2 grids that the network sees whole.",
+    "difull": "The same where only one image reaches the score: what lies in the others is wrong.",
+    "dipart": "The same where only one image's last features reach the score.",
     "pointing_game": "Whether the map's highest point is in, or within 15 px of, a box.",
     "energy": "Share of the evidence within the boxes.",
     "relevance_rank": "Share of the highest cells, as many as the boxes cover, that lie within them.",
@@ -38,7 +41,7 @@ COLUMNS = (
     *(Column(f"{control.capitalize()} maps") for control in CONTROLS),
     Column("Chance", note="of a point or cell placed at random"),
     Column("p", note="Wilcoxon signed-rank test against random maps, one-sided, corrected for all metrics"),
-    Column("Images"),
+    Column("Images", note="of the grids: grids"),
     Column("Against random maps", numeric=False),
 )
 

@@ -12,6 +12,7 @@ from pipeline.report.audit.concern import Concern, compared, frequent
 from pipeline.report.audit.gallery import KINDS, PAIRED, Album, Card, Kind, album
 from pipeline.report.audit.headline import headline
 from pipeline.report.audit.pairs import distance_to_earlier
+from pipeline.report.audit.panels import panels
 from pipeline.report.audit.survey import Survey, distance_from, nearest_to, pulling, ranked, same_as, survey
 from pipeline.report.explanation import Explanation, Value
 from pipeline.report.html.number import plural
@@ -256,6 +257,7 @@ def _metrics(night: "Night") -> dict[str, Any]:
         "metrics": metrics.table(night.metrics, alpha) if night.metrics else None,
         "metric_sentences": list(metrics.sentences(night.metrics, alpha)),
         "curves": list(metrics.curves(night.metrics)),
+        "aggatt": panels(night),
     }
 
 
