@@ -33,6 +33,8 @@ from schemas.measures import MeasureSpec
 
 JOB = "raylens_audit"
 RESULT = "audit.json"
+UNPUBLISHED = {"metrics_file": None, "metrics_pushgateway": None, "interval_h": None}
+"""An audit publishes its own metrics at the end; those of the job that it looks at are not its to replace."""
 REPORT = "report.html"
 GRIDS = 24
 """Of each setting, where nothing is said."""
@@ -233,10 +235,19 @@ def _same_job(spec: AuditSpec, explained: FinishedRun, output: str) -> JobSpec:
     """The job that explained, with another output; executed as this audit says."""
     saved = {name: value for name, value in explained.record.spec.items() if name in JobSpec.model_fields}
     how = {
-        name: getattr(spec, name) for name in ("runner", "ray_address", "workers", "max_workers", "cache", "storage")
+        name: getattr(spec, name)
+        for name in ("runner", "ray_address", "workers", "max_workers", "cache", "storage", "metrics_port")
     }
     return JobSpec(
-        **{**saved, **how, "output": output, "runtime": "torch", "max_reject_share": 1.0, "overwrite": False}
+        **{
+            **saved,
+            **how,
+            **UNPUBLISHED,
+            "output": output,
+            "runtime": "torch",
+            "max_reject_share": 1.0,
+            "overwrite": False,
+        }
     )
 
 
