@@ -33,9 +33,16 @@ from schemas.measures import MeasureSpec
 
 JOB = "raylens_audit"
 RESULT = "audit.json"
-UNPUBLISHED = {"metrics_file": None, "metrics_pushgateway": None, "interval_h": None}
-"""An audit publishes its own metrics at the end; those of the job that it looks at are not its to replace."""
 REPORT = "report.html"
+UNALIKE: dict[str, Any] = {
+    "runtime": "torch",
+    "max_reject_share": 1.0,
+    "overwrite": False,
+    "metrics_file": None,
+    "metrics_pushgateway": None,
+    "interval_h": None,
+}
+"""What a job on images of an earlier one does not take from it, such as the place of its metrics."""
 GRIDS = 24
 """Of each setting, where nothing is said."""
 
@@ -238,17 +245,7 @@ def _same_job(spec: AuditSpec, explained: FinishedRun, output: str) -> JobSpec:
         name: getattr(spec, name)
         for name in ("runner", "ray_address", "workers", "max_workers", "cache", "storage", "metrics_port")
     }
-    return JobSpec(
-        **{
-            **saved,
-            **how,
-            **UNPUBLISHED,
-            "output": output,
-            "runtime": "torch",
-            "max_reject_share": 1.0,
-            "overwrite": False,
-        }
-    )
+    return JobSpec(**{**saved, **how, **UNALIKE, "output": output})
 
 
 def _is_other(ledger: Ledger, identity: dict[str, Any]) -> bool:
