@@ -119,7 +119,7 @@ def test_what_would_be_installed_is_the_locks(target: str, clean: Path, wheel: P
     *steps, own = installs(target, clean, str(wheel))
     assert own[-1] == str(wheel)
     found = [dict(re.findall(r"^ \+ (\S+)==(\S+)$", run([*step, "--dry-run"]), re.M)) for step in steps]
-    whole = found[-1]
+    whole = found[-1]  # the lock has some names twice, by the version of Python
     locked = set(
         re.findall(r"^(\S+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.M)
     )  # some twice, by the version of Python
