@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from schemas.graph import Channels, Device, Frozen, GraphSpec, Interpolation, ResizeMode, Runtime, Size
-from schemas.job import JobSpec
+from schemas.job import JobSpec, Share
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LOCAL_OR_WEB = ("http", "https", "ftp", "file", "local", "memory")
@@ -103,6 +103,9 @@ class Limits(Told):
     pixels: PositiveInt = Field(50_000_000, description="Larger images are refused before they are decoded.")
     instances: PositiveInt = Field(64, description="Most images in one request.")
     queue: PositiveInt = Field(128, description="Most images of one model and method that are waited for.")
+    queue_s: PositiveFloat = Field(
+        5.0, description="A request that waited longer for its turn is refused; slow methods wait for the deadline."
+    )
     requests: PositiveInt = Field(256, description="Most requests in progress.")
     deadline_s: PositiveFloat = Field(30.0, description="A request that takes longer is dropped and answered with 503.")
 
@@ -170,6 +173,9 @@ class ServeSpec(Told):
     storage_prefixes: tuple[str, ...] = Field((), description="Addresses that requests may name; none by default.")
     storage: dict[str, JsonValue] = Field(default_factory=dict, description="fsspec options.")
     cors_origins: tuple[str, ...] = Field((), description="Web pages of other origins that may ask; none by default.")
+    access_log: Share = Field(
+        0.0, description="Share of the requests that are told as JSON lines on stderr; failures with any."
+    )
     drain_s: PositiveFloat = Field(20.0, description="Time for requests in progress when a process is stopped.")
 
     @model_validator(mode="after")

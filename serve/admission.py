@@ -1,5 +1,7 @@
 """The door of a process: who may ask, how many requests at once, and how many bytes; one for all protocols."""
 
+import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -32,11 +34,12 @@ class Admission:
         return key
 
     @contextmanager
-    def entered(self, *, is_probe: bool = False) -> Iterator[None]:
+    def entered(self, *, is_probe: bool = False, arrived: float = math.inf) -> Iterator[None]:
         """Room for a request as long as the block lasts.
 
         Args:
             is_probe: of health; always let in.
+            arrived: at the proxy, by `time.time()`, s.
 
         Yields:
             Nothing.
@@ -46,6 +49,8 @@ class Admission:
         """
         if self._inside >= self._limits.requests and not is_probe:
             raise RefusedError("overloaded", f"{self._inside} requests are in progress; try later")
+        if time.time() - arrived > self._limits.queue_s and not is_probe:
+            raise RefusedError("overloaded", f"the request waited for more than {self._limits.queue_s:g} s; try later")
         self._inside += 1
         try:
             with self._metrics.progress():

@@ -54,6 +54,7 @@ def _environment(spec: ServeSpec) -> None:
     for name in ("USER_CODE_IN_SEPARATE_THREAD", "ROUTER_IN_SEPARATE_LOOP"):  # nothing blocks our event loop
         os.environ.setdefault(f"RAY_SERVE_RUN_{name}", "0")
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.proxy.middlewares")
+    os.environ.setdefault("RAYLENS_PROXY_REQUESTS", str(spec.replicas.max_replicas * spec.replicas.ongoing))
     if not spec.with_haproxy():
         return
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"

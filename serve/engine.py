@@ -1,5 +1,6 @@
 """One graph, one thread, batches made of what is waiting. No Ray and no HTTP."""
 
+import math
 import threading
 import time
 from collections import deque
@@ -28,12 +29,14 @@ class Task:
         sample_id: seeds methods that draw random numbers.
         target: see `serve.targets`.
         deadline: by `time.time()`, so that it means the same in another process; s.
+        begin_by: in the same way, when it must have begun.
     """
 
     pixels: NDArray[np.uint8]
     sample_id: str
     target: int
     deadline: float
+    begin_by: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -137,12 +140,17 @@ class Waiting:
         """Whether the answer is still waited for; marks it as running, or as too late."""
         if not self.future.set_running_or_notify_cancel():
             return False
-        if time.time() > self.task.deadline:
-            self.future.set_exception(
-                RefusedError("deadline", "the request waited longer than its deadline; try later")
-            )
+        now = time.time()
+        if now > self.task.deadline:
+            self._refuse("deadline", "the request waited longer than its deadline; try later")
+            return False
+        if now > self.task.begin_by:
+            self._refuse("overloaded", "the request waited too long for its turn; try later")
             return False
         return True
+
+    def _refuse(self, code: str, text: str) -> None:
+        self.future.set_exception(RefusedError(code, text))
 
 
 class Engine:

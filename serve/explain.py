@@ -10,7 +10,7 @@ from schemas.answers import Explained
 from serve import render
 from serve.answers import payload
 from serve.forms import json_response
-from serve.requests import identity, service_of, uploaded
+from serve.requests import arrived, identity, service_of, uploaded
 from serve.service import Answer, Service
 
 router = APIRouter()
@@ -64,7 +64,7 @@ async def explain(
     service = service_of(request)
     asked = service.question(model, method, target, sample_id=sample_id, pixels=format == "png")
     render.check_colormap(colormap)
-    [found] = await service.ask(asked, [await uploaded(request)])
+    [found] = await service.ask(asked, [await uploaded(request)], arrived=arrived(request))
     rendering = time.perf_counter()
     if format == "json":
         content = payload(found, top_k=top_k, resolution=resolution, request_id=identity(request))

@@ -111,7 +111,9 @@ def image_of(asked: InferRequest) -> Described:
     return asked.inputs[0]
 
 
-async def infer(service: Service, model: str, asked: InferRequest, blob: bytes | None) -> Inference:
+async def infer(
+    service: Service, model: str, asked: InferRequest, blob: bytes | None, *, arrived: float | None = None
+) -> Inference:
     """Answers a request.
 
     Args:
@@ -119,6 +121,7 @@ async def infer(service: Service, model: str, asked: InferRequest, blob: bytes |
         model: name.
         asked: the request.
         blob: bytes of the input; None where its values are in the request.
+        arrived: see `Service.ask`.
 
     Returns:
         Scores (softmax), predictions, targets and heatmaps.
@@ -132,7 +135,7 @@ async def infer(service: Service, model: str, asked: InferRequest, blob: bytes |
     described = image_of(asked)
     service.check_count(described.shape[0] if described.shape else 1)
     sources = images(described, blob, question.served.model.preprocessing.shape)
-    answers = [found[0] for found in await service.ask(question, sources)]
+    answers = [found[0] for found in await service.ask(question, sources, arrived=arrived)]
     values = _values(answers, half=half)
     return Inference(service, asked, answers, {name: values[name] for name in wanted})
 

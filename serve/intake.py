@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from serve.forms import problem_response, request_id
 from serve.problems import RefusedError
+from serve.proxy import ARRIVED
 from serve.security import DOCS_POLICY, HEADERS, is_open
 from serve.service import Service
 
@@ -17,7 +17,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-log = logging.getLogger("raylens.serve")
 QUIET = ("/healthz", "/readyz", "/metrics")
 
 
@@ -68,20 +67,21 @@ class Intake:
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         identity = request_id(headers.get("x-request-id", ""))
-        scope.setdefault("state", {})["request_id"] = identity
+        scope.setdefault("state", {}).update(request_id=identity, arrived=_arrived(headers))
         answering = Answering(send, scope["path"], identity)
+        noted = self.service.access.begin()
         started = time.perf_counter()
         try:
             await self._served(scope, headers, receive, answering)
         except RefusedError as problem:
             await self._told(problem, scope, receive, answering, identity)
         except Exception:
-            log.exception("request %s failed", identity)
+            self.service.access.fail(identity)
             await self._told(
                 RefusedError("internal", "an internal error; it is logged"), scope, receive, answering, identity
             )
         finally:
-            self._noted(scope, answering, identity, started)
+            self._noted(scope, answering, identity, started, noted)
 
     async def _told(
         self, problem: RefusedError, scope: Scope, receive: Receive, answering: Answering, identity: str
@@ -90,13 +90,19 @@ class Intake:
         if not answering.status:
             await problem_response(problem, scope["path"], identity)(scope, receive, answering)
 
-    def _noted(self, scope: Scope, answering: Answering, identity: str, started: float) -> None:
+    def _noted(self, scope: Scope, answering: Answering, identity: str, started: float, noted: dict[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self.service.metrics.requests.labels(route, str(answering.status or 499)).inc()
         if scope["path"] not in QUIET:
-            took_ms = (time.perf_counter() - started) * 1000
-            key = scope["state"].get("key")
-            log.debug("%s %s %s %s %.1f ms", identity, key, scope["path"], answering.status, took_ms)
+            self.service.access.end(
+                noted,
+                request=identity,
+                is_failure=answering.status >= 500,
+                route=route,
+                status=answering.status or 499,
+                ms=round((time.perf_counter() - started) * 1000, 1),
+                key=scope["state"].get("key"),
+            )
 
     async def _served(self, scope: Scope, headers: dict[str, str], receive: Receive, answering: Answering) -> None:
         is_probe = is_open(scope["path"])
@@ -104,11 +110,11 @@ class Intake:
             raise RefusedError("bad_request", "Content-Encoding: bodies are taken as they are, without compression")
         if not is_probe and scope["method"] != "OPTIONS":
             scope["state"]["key"] = self.service.admission.identified(headers)
-        with self.service.admission.entered(is_probe=is_probe):
+        with self.service.admission.entered(is_probe=is_probe, arrived=scope["state"]["arrived"]):
             await self._with_body(scope, headers, receive, answering)
 
     async def _with_body(self, scope: Scope, headers: dict[str, str], receive: Receive, answering: Answering) -> None:
-        held = bytearray()
+        held, began = bytearray(), time.time()
         try:
             try:
                 async with asyncio.timeout(self.limits.body_s):
@@ -117,6 +123,7 @@ class Intake:
                 raise RefusedError(
                     "body_timeout", f"the body did not arrive within {self.limits.body_s:g} s"
                 ) from error
+            scope["state"]["arrived"] += time.time() - began  # the client's own time is no waiting
             if is_complete:
                 await self._watched(scope, bytes(held), receive, answering)
         finally:
@@ -165,6 +172,15 @@ class Intake:
         finally:
             watching.cancel()
             running.cancel()
+
+
+def _arrived(headers: dict[str, str]) -> float:
+    """When a request came to the proxy, by `time.time()`, s; without a proxy of ours, now."""
+    now = time.time()
+    try:
+        return min(now, float(headers[ARRIVED.decode()]))
+    except (KeyError, ValueError):
+        return now
 
 
 async def _left(receive: Receive, left: asyncio.Event) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from schemas.answers import ModelStatus, Predicted, PredictedAndExplained
 from serve.answers import explanation, facts, top
 from serve.forms import json_response
-from serve.requests import checked, identity, instance, json_body, service_of
+from serve.requests import arrived, checked, identity, instance, json_body, service_of
 from serve.service import Answer, together
 
 router = APIRouter()
@@ -101,7 +101,7 @@ async def _answered(request: Request, model: str, *, explain: bool) -> Response:
     question = service.question(model, asked.method, asked.target, sample_id=asked.sample_id)
     service.check_count(len(body.instances))
     sources = await together([instance(service, value) for value in body.instances])
-    found = await service.ask(question, sources)
+    found = await service.ask(question, sources, arrived=arrived(request))
     rendering = time.perf_counter()
     content = {"predictions": [_prediction(answers[0], asked.top_k) for answers in found]}
     if explain:

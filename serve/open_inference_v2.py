@@ -9,7 +9,7 @@ from schemas.answers import Inferred, Live, ModelMetadata, ModelStatus, Ready, S
 from serve.forms import json_response
 from serve.inference import SCALE, VERSION, Inference, image_of, infer, model_metadata, server_metadata
 from serve.problems import RefusedError
-from serve.requests import checked, identity, parsed_object, service_of
+from serve.requests import arrived, checked, identity, parsed_object, service_of
 from serve.tensors import InferRequest, behind, packed, split
 
 router = APIRouter()
@@ -95,7 +95,7 @@ async def inferred(request: Request, model: str) -> Response:
     service.served(model)
     header, raw = split(await request.body(), request.headers.get(LENGTH))
     asked = checked(InferRequest, parsed_object(header, most_values=MANY_VALUES))
-    found = await infer(service, model, asked, behind(image_of(asked), raw))
+    found = await infer(service, model, asked, behind(image_of(asked), raw), arrived=arrived(request))
     return _respond(found, identity(request))
 
 

@@ -1,10 +1,14 @@
-"""What stands in Ray's proxy, before the processes that answer: a request that lost its process is asked again.
+"""What stands in Ray's proxy, before the processes that answer.
 
-Ray loads it by name into the proxy, and into each process where HAProxy asks those directly. There the death of a
-process takes its own proxy with it, and HAProxy asks again; see `serve.cli`.
+Requests over a number are refused at once, since Ray's router lets late ones pass those that wait; those that go on
+carry the time of their arrival, and one that lost its process is asked again. Ray loads it by name into the proxy, and
+into each process where HAProxy asks those directly. There the death of a process takes its own proxy with it, and
+HAProxy asks again; see `serve.cli`.
 """
 
 import asyncio
+import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +17,16 @@ from starlette.middleware import Middleware
 
 from serve.forms import problem_response, request_id
 from serve.problems import RefusedError
+from serve.security import is_open
 
 ATTEMPTS = 4
 PAUSE_S = 0.2
 KEPT_BYTES = 256 * 2**20
+INSIDE = "RAYLENS_PROXY_REQUESTS"
+"""In the environment: most requests that a proxy hands on at once."""
+MANY = 1024
+ARRIVED = b"x-raylens-arrived"
+"""Header, from here to the processes that answer: when a request arrived, by `time.time()`, s."""
 OURS = b"x-content-type-options"
 """A header of every answer of the service: one without it comes from Ray."""
 Message = MutableMapping[str, Any]
@@ -27,7 +37,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 def middlewares() -> list[Middleware]:
     """For `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
-    return [Middleware(Again)]
+    return [Middleware(Again, most=int(os.environ.get(INSIDE, MANY)))]
 
 
 @dataclass
@@ -147,6 +157,11 @@ TEXTS = {
 }
 
 
+def _stamped(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The time of arrival in place of one that a client may have made up."""
+    return [*(pair for pair in headers if pair[0] != ARRIVED), (ARRIVED, repr(time.time()).encode())]
+
+
 async def _nothing() -> Message:
     return {"type": "http.disconnect"}
 
@@ -156,11 +171,14 @@ class Again:
 
     Args:
         app: Ray's proxy, which ends without an answer where the process was lost.
+        most: requests at once.
         kept_bytes: of bodies at once, to send them again; those over it are sent once.
     """
 
-    def __init__(self, app: App, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, app: App, *, most: int = MANY, kept_bytes: int = KEPT_BYTES) -> None:
         self._app = app
+        self._most = most
+        self._inside = 0
         self.room = Room(kept_bytes)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -170,9 +188,14 @@ class Again:
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         body, told = Body(receive, self.room), Told(send, scope["path"], request_id(given))
+        if self._inside >= self._most and not is_open(scope["path"]):
+            await told.tell("overloaded")
+            return
+        self._inside += 1
         try:
-            await self._asked(scope, body, told)
+            await self._asked({**scope, "headers": _stamped(scope["headers"])}, body, told)
         finally:
+            self._inside -= 1
             body.drop()
 
     async def _asked(self, scope: MutableMapping[str, Any], body: Body, told: Told) -> None:

@@ -30,6 +30,11 @@ def identity(request: Request) -> str:
     return str(request.state.request_id)
 
 
+def arrived(request: Request) -> float:
+    """When a request came to the proxy, by `time.time()`, s."""
+    return float(request.state.arrived)
+
+
 async def json_body(request: Request) -> dict[str, Any]:
     """The JSON object of a request.
 

@@ -1,6 +1,7 @@
 """The service without HTTP and without Ray: images and a question in, answers out."""
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Coroutine, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from schemas.online import ServeSpec
+from serve.access import AccessLog, about
 from serve.admission import Admission
 from serve.backends import Backend, Here
 from serve.cache import Cache, Kept, Key
@@ -100,6 +102,7 @@ class Service:
         self.spec = spec
         self.metrics = Metrics()
         self.admission = Admission(spec, self.metrics)
+        self.access = AccessLog(spec.access_log)
         self.cache = Cache(spec.cache)
         self.metrics.cache_bytes.set_function(lambda: self.cache.nbytes)
         self.models: dict[str, Served] = {}
@@ -188,7 +191,9 @@ class Service:
         served = self.served(model)
         targets = tuple(codes(target, served.model))
         most = self.spec.limits.deadline_s
-        return Question(served, served.offer(method), targets, sample_id, min(timeout_s or most, most), pixels)
+        offer = served.offer(method)
+        about(model=served.name, method=offer.name)
+        return Question(served, offer, targets, sample_id, min(timeout_s or most, most), pixels)
 
     def check_count(self, images: int) -> None:
         """Refuses a request of too many images, before any of them is looked at."""
@@ -196,12 +201,15 @@ class Service:
         if images > most:
             raise RefusedError("too_many_instances", f"{images} images in a request; at most {most}")
 
-    async def ask(self, question: Question, sources: Sequence[Source]) -> list[list[Answer]]:
+    async def ask(
+        self, question: Question, sources: Sequence[Source], *, arrived: float | None = None
+    ) -> list[list[Answer]]:
         """Answers for some images: all of them, or a problem.
 
         Args:
             question: of every image.
             sources: the images.
+            arrived: when they came to the proxy, by `time.time()`, s; None for now.
 
         Returns:
             For each image one answer for each target.
@@ -211,14 +219,24 @@ class Service:
         """
         self.check_count(len(sources))
         _check_room(question, len(sources))
-        deadline = time.time() + question.timeout_s
+        now = time.time()
+        deadline, begin_by = now + question.timeout_s, self._begin_by(question, now if arrived is None else arrived)
         try:
             async with asyncio.timeout(question.timeout_s):
-                return await together([self._one(question, source, deadline) for source in sources])
+                return await together(
+                    [
+                        self._one(question, source, deadline, math.inf if n else begin_by)
+                        for n, source in enumerate(sources)
+                    ]
+                )
         except TimeoutError as error:
             raise RefusedError("deadline", f"not answered within {question.timeout_s:g} s; try later") from error
 
-    async def _one(self, question: Question, source: Source, deadline: float) -> list[Answer]:
+    def _begin_by(self, question: Question, arrived: float) -> float:
+        """When the first image must have its turn; the others follow it, and slow methods take their time."""
+        return math.inf if question.offer.is_slow else arrived + self.spec.limits.queue_s
+
+    async def _one(self, question: Question, source: Source, deadline: float, begin_by: float) -> list[Answer]:
         started = time.perf_counter()
         size = len(source.data) if isinstance(source, Encoded) else source.pixels.nbytes
         image = source.digest() if size < LARGE else await self.threaded(source.digest)
@@ -229,7 +247,7 @@ class Service:
         self.metrics.cached.labels("miss").inc(len(missing))
         photo = None
         if missing or question.pixels:
-            photo, new = await self._computed(question, source, missing, deadline)
+            photo, new = await self._computed(question, source, missing, deadline, begin_by)
             found |= new
         decode_ms = (time.perf_counter() - started) * 1000 if not missing else self._decode_ms(started, missing, found)
         return [
@@ -246,12 +264,15 @@ class Service:
         return max(0.0, passed - waited)
 
     async def _computed(
-        self, question: Question, source: Source, missing: Sequence[Key], deadline: float
+        self, question: Question, source: Source, missing: Sequence[Key], deadline: float, begin_by: float
     ) -> tuple[Photo, dict[Key, Kept]]:
         backend = question.offer.backend
         with backend.gate.admitted(len(missing)) as ticket:
             photo = await self.threaded(source.photo, question.served.decoder)
-            tasks = [Task(photo.pixels, key.sample_id, key.target, deadline) for key in missing]
+            tasks = [
+                Task(photo.pixels, key.sample_id, key.target, deadline, math.inf if n else begin_by)
+                for n, key in enumerate(missing)
+            ]
             answers = await together([backend.explain(task, ticket) for task in tasks])
         kept = {}
         for key, explained in zip(missing, answers, strict=True):

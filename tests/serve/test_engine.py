@@ -51,8 +51,9 @@ def engine() -> Iterator[Engine]:
     found.close()
 
 
-def task(value: int = 7, target: int = PREDICTED, within_s: float = 30) -> Task:
-    return Task(np.full((32, 32, 3), value, np.uint8), "id", target, time.time() + within_s)
+def task(value: int = 7, target: int = PREDICTED, within_s: float = 30, begin_s: float = 30) -> Task:
+    now = time.time()
+    return Task(np.full((32, 32, 3), value, np.uint8), "id", target, now + within_s, now + begin_s)
 
 
 def test_two_calls_at_once_become_one_batch(engine: Engine) -> None:
@@ -108,6 +109,13 @@ def test_cancelled_and_late_tasks_are_not_computed(engine: Engine) -> None:
         with pytest.raises(RefusedError, match="deadline"):
             late.result(5)
     assert sum(engine.graph.sizes) == 2
+
+
+def test_what_waited_too_long_for_its_turn_is_refused(engine: Engine) -> None:
+    with engine.gate.admitted(1) as ticket, pytest.raises(RefusedError, match="too long for its turn") as caught:
+        engine.submit(task(begin_s=-1), ticket).result(5)
+    assert (caught.value.code, caught.value.retry_after_s) == ("overloaded", 1)
+    assert engine.graph.sizes == []
 
 
 def test_the_queue_is_bounded(engine: Engine) -> None:

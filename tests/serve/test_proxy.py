@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from serve import proxy
-from serve.proxy import Again, middlewares
+from serve.proxy import ARRIVED, Again, middlewares
 
 PARTS = [{"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.request", "body": b"c"}]
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(proxy.OURS, b"nosniff")]}
@@ -120,6 +121,73 @@ def test_the_room_for_bodies_is_given_back() -> None:
 
     asyncio.run(again({"type": "http", "path": "/", "headers": []}, receive, send))
     assert again.room.left == before
+
+
+class Busy:
+    """Never answers, and notes the headers that it saw."""
+
+    def __init__(self) -> None:
+        self.headers: list[list[tuple[bytes, bytes]]] = []
+
+    async def __call__(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        self.headers.append(scope["headers"])
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("path", "refused"), [("/explain", True), ("/readyz", False)])
+def test_requests_over_the_number_are_refused_at_once(path: str, refused: bool) -> None:
+    busy, sent = Busy(), []
+    again = Again(busy, most=2)
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        inside = [asyncio.ensure_future(again(scope_of("/explain"), receive, send)) for _ in range(2)]
+        await asyncio.sleep(0)
+        last = asyncio.ensure_future(again(scope_of(path), receive, send))
+        await asyncio.sleep(0)
+        assert last.done() == refused
+        for task in (*inside, last):
+            task.cancel()
+        await asyncio.gather(*inside, last, return_exceptions=True)
+        after = asyncio.ensure_future(again(scope_of("/explain"), receive, send))
+        await asyncio.sleep(0)
+        assert not after.done()
+        after.cancel()
+
+    asyncio.run(run())
+    assert [message["status"] for message in sent if "status" in message] == ([503] if refused else [])
+
+
+def scope_of(path: str, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    return {"type": "http", "path": path, "headers": list(headers)}
+
+
+def test_the_time_of_arrival_is_the_proxy_s_own() -> None:
+    busy = Busy()
+
+    async def nothing(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        asking = asyncio.ensure_future(Again(busy)(scope_of("/explain", (ARRIVED, b"1")), nothing, nothing))
+        await asyncio.sleep(0)
+        asking.cancel()
+
+    before = time.time()
+    asyncio.run(run())
+    [(name, value)] = busy.headers[0]
+    assert name == ARRIVED
+    assert before <= float(value) <= time.time()
+
+
+def test_the_environment_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(proxy.INSIDE, "7")
+    assert middlewares()[0].kwargs == {"most": 7}
 
 
 def test_the_identity_of_a_request_is_told_once() -> None:

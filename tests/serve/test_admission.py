@@ -1,0 +1,58 @@
+"""The door of a process: who has waited too long is told so, and nothing of it is computed."""
+
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from samples import jpeg
+from serving import started, talk
+
+from serve.proxy import ARRIVED
+from serve.service import Service
+
+QUEUE_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    found = started(limits={"queue_s": QUEUE_S}, cache={"bytes": 0}, model={"methods": ["gradcam"]})
+    yield found
+    found.close()
+
+
+def asked(service: Service, path: str, arrived: str) -> httpx.Response:
+    async def requests(client: httpx.AsyncClient) -> httpx.Response:
+        headers = {"content-type": "image/jpeg", ARRIVED.decode(): arrived}
+        if path == "/explain":
+            return await client.post(path, content=jpeg(0), headers=headers)
+        return await client.get(path, headers=headers)
+
+    answer: httpx.Response = talk(service, requests)
+    return answer
+
+
+def explained(service: Service) -> float:
+    return (
+        service.metrics.registry.get_sample_value("raylens_batch_images_sum", {"model": "tiny", "method": "gradcam"})
+        or 0
+    )
+
+
+def test_what_waited_too_long_is_refused_before_it_is_computed(service: Service) -> None:
+    before = explained(service)
+    answer = asked(service, "/explain", repr(time.time() - QUEUE_S - 1))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["error"]["code"] == "overloaded"
+    assert "waited for more than 5 s" in answer.json()["error"]["message"]
+    assert explained(service) == before
+
+
+@pytest.mark.parametrize("arrived", ["", "nan", "inf", "1e400", "-", "soon", repr(time.time() + 1e6)])
+def test_a_time_that_a_client_made_up_does_no_harm(service: Service, arrived: str) -> None:
+    assert asked(service, "/explain", arrived).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/healthz"])
+def test_probes_are_answered_however_long_they_waited(service: Service, path: str) -> None:
+    assert asked(service, path, "0").status_code == 200
