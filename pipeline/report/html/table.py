@@ -53,6 +53,7 @@ class Table:
         columns: their heads; the first names the row.
         rows: as many cells as columns.
         note: below the table.
+        below: rows under a rule, which stay there however the others are sorted.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    below: tuple[tuple[Cell, ...], ...] = ()
 
 
 def text(value: str, *, mood: Mood = "", note: str = "") -> Cell:
