@@ -9,7 +9,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint thorough bench onnx-table proto lock clean
+.PHONY: help venv demo test lint thorough bench onnx-table proto lock audit-dependencies clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ proto: venv  ## compile serve/open_inference.proto
 lock:  ## resolve requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --upgrade --output-file requirements.lock
+
+audit-dependencies: venv  ## look up known vulnerabilities of every package in requirements.lock
+	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes --requirement requirements.lock \
+	  || { echo "either a package has known vulnerabilities, or the index did not tell about every package: see above" >&2; exit 1; }
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache

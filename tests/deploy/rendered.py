@@ -79,7 +79,7 @@ def port_names(pod: Resource) -> dict[str, int]:
 
 
 def entry_points(overlay: str) -> dict[str, str]:
-    """The commands of jobs, by name of the job."""
+    """The commands of jobs, by name of the job; a night's is that of its RayJob."""
     jobs = [*of_kind(overlay, "RayJob"), *of_kind(overlay, "RayCronJob")]
     return {job["metadata"]["name"]: job["spec"].get("jobTemplate", job["spec"])["entrypoint"] for job in jobs}
 
