@@ -15,6 +15,7 @@ from pipeline.errors import InputError, RaylensError
 from pipeline.flags import pairs, parsed, with_flags
 from schemas.audit import AuditSpec
 from schemas.job import JobSpec
+from schemas.study import REFUSED, StudySpec
 
 
 class Commands(TyperGroup):
@@ -139,13 +140,33 @@ def _audit(values: dict[str, Any]) -> None:
     audit(specification(values))
 
 
+def _study(values: dict[str, Any]) -> None:
+    """Compare methods on one model or several: the same images by every method, and a report of who wins by what.
+
+    [bold]raylens study --config study.yaml[/]
+
+    [bold]raylens study --input photos/ --output study/ --model timm:resnet50 --method gradcam --method ig[/]
+
+    Run the same command again after an interruption, or with a method more: it does what is missing.
+    """
+    spec = parsed(StudySpec, values)
+    from pipeline.jobs.study import study
+
+    study(spec)
+
+
 AUDIT_PANELS = {
     "Audit": ("night", "against", "explanations", "slices"),
     **{title: names for title, names in PANELS.items() if title != "Golden set"},
 }
+STUDY_PANELS = {
+    "Study": ("methods",),
+    **{title: tuple(name for name in names if name not in REFUSED) for title, names in PANELS.items()},
+}
 
 app.command("explain")(with_flags(JobSpec, PANELS, _explain))
 app.command("audit")(with_flags(AuditSpec, AUDIT_PANELS, _audit))
+app.command("study")(with_flags(StudySpec, STUDY_PANELS, _study))
 app.command("gallery")(
     with_flags(JobSpec, {"Gallery": ("config", "input", "output", "method", "storage"), "Model": MODEL_FLAGS}, _gallery)
 )

@@ -38,7 +38,7 @@ def ranks(scores: Sequence[Score], measures: Sequence[Measure], *, name: str) ->
     def draw(axes: Axes) -> None:
         for row, method in enumerate(methods):
             for column, metric in enumerate(columns):
-                _rank_cell(axes, column, row, found.get((method, metric)), len(methods))
+                _rank_cell(axes, column, row, found.get((method, metric)), max(found.values()))
         _matrix(axes, columns, methods)
 
     told = "; ".join(f"{method}: " + ", ".join(_told_rank(found, method, m) for m in columns) for method in methods)
