@@ -1,5 +1,6 @@
 """The `raylens` command."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -247,8 +248,13 @@ def main() -> None:
 
 
 def _fail(title: str, message: str, code: int) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]{title}[/]: ", end="")
-    sys.stderr.write(f"{message}\n")
+    if os.environ.get("RAYLENS_LOG") == "json":
+        from pipeline.logs import lines
+
+        lines(json=True).error("failed", error=title, message=message, exit_code=code)
+    else:
+        Console(stderr=True).print(f"[bold red]{title}[/]: ", end="")
+        sys.stderr.write(f"{message}\n")
     sys.exit(code)
 
 

@@ -21,6 +21,8 @@ ONE_EACH = {
     "methods": "--method",
 }
 """Flags that are given once for each of their values."""
+ENVIRONMENT = {"progress": "RAYLENS_LOG"}
+"""Variables that stand for a flag."""
 LISTS = ("input", "attributes", "slices", "methods")
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -73,7 +75,14 @@ def _option(name: str, spec: type[BaseModel], panel: str) -> Any:
     kind: Any = list[str] if _is_mapping(info) or name in LISTS else str
     return Annotated[
         kind | None,
-        typer.Option(flag, help=_help(info), metavar=_metavar(info, name), rich_help_panel=panel, show_default=False),
+        typer.Option(
+            flag,
+            help=_help(info),
+            metavar=_metavar(info, name),
+            envvar=ENVIRONMENT.get(name),
+            rich_help_panel=panel,
+            show_default=False,
+        ),
     ]
 
 

@@ -1,6 +1,6 @@
 """The Open Inference protocol, version 2, over gRPC: `inference.GRPCInferenceService`."""
 
-import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,7 +13,6 @@ from serve.inference import check_version, infer, model_metadata, server_metadat
 from serve.problems import RefusedError
 from serve.service import Service
 
-log = logging.getLogger("raylens.serve")
 OPEN = ("ServerLive", "ServerReady")
 """Probes need no key."""
 STATUS = {
@@ -150,18 +149,28 @@ class GrpcInference:
         metadata = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
         identity = request_id(metadata.get("x-request-id", ""))
         status = grpc.StatusCode.CANCELLED
+        noted, started = self._service.access.begin(), time.perf_counter()
         try:
             found = await self._admitted(method, request, metadata, identity)
             status = grpc.StatusCode.OK
             context.set_trailing_metadata([("x-request-id", identity)])
         except RefusedError as problem:
             found, status = self._told(problem, method, context, identity)
-        except Exception:
-            log.exception("request %s failed", identity)
+        except Exception:  # noqa: BLE001 # told with its traceback
+            self._service.access.fail(identity)
             internal = RefusedError("internal", "an internal error; it is logged")
             found, status = self._told(internal, method, context, identity)
         finally:
             self._service.metrics.requests.labels(method, status.name).inc()
+            if method not in OPEN:
+                self._service.access.end(
+                    noted,
+                    request=identity,
+                    is_failure=status is grpc.StatusCode.INTERNAL,
+                    route=method,
+                    status=status.name,
+                    ms=round((time.perf_counter() - started) * 1000, 1),
+                )
         return found
 
     async def _admitted(self, method: str, request: bytes, metadata: Mapping[str, str], identity: str) -> Message:

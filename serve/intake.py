@@ -75,7 +75,7 @@ class Intake:
             await self._served(scope, headers, receive, answering)
         except RefusedError as problem:
             await self._told(problem, scope, receive, answering, identity)
-        except Exception:
+        except Exception:  # noqa: BLE001 # told with its traceback
             self.service.access.fail(identity)
             await self._told(
                 RefusedError("internal", "an internal error; it is logged"), scope, receive, answering, identity

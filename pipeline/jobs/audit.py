@@ -22,6 +22,7 @@ from pipeline.jobs.metrics import hand_over
 from pipeline.jobs.progress import Display, display
 from pipeline.jobs.run import Selection, run
 from pipeline.jobs.sample import draw
+from pipeline.logs import named_run
 from pipeline.performance.measure import measure
 from pipeline.performance.result import Performance
 from pipeline.stream.finished import FinishedRun, open_run
@@ -153,7 +154,14 @@ def audit(spec: AuditSpec) -> Night:
         AlertError: there is an alert; everything is written all the same.
         RaylensError: see `pipeline.errors`; the same call goes on from where it stopped.
     """
-    shown = display(spec.progress)
+    with named_run():
+        night, folder = _audited(spec, display(spec.progress))
+    if night.alerts:
+        raise AlertError(_told(night, folder))
+    return night
+
+
+def _audited(spec: AuditSpec, shown: Display) -> tuple[Night, str]:
     history = History(spec.output, spec.storage)
     name = spec.night or today()
     try:
@@ -171,9 +179,7 @@ def audit(spec: AuditSpec) -> Night:
         raise
     finally:
         shown.close()
-    if night.alerts:
-        raise AlertError(_told(night, history.folder(name)))
-    return night
+    return night, history.folder(name)
 
 
 def _explained(spec: AuditSpec, folder: str, ready: Callable[[], None]) -> FinishedRun:

@@ -4,7 +4,8 @@ from typing import Any
 
 from pipeline.errors import OutputError, RejectLimitError
 from pipeline.jobs.cluster import cluster
-from pipeline.jobs.progress import display
+from pipeline.jobs.progress import Display, display
+from pipeline.logs import named_run
 from pipeline.stream.ledger import STATE, Ledger
 from schemas.job import JobSpec
 from schemas.run import RunRecord
@@ -22,7 +23,11 @@ def explain(spec: JobSpec) -> RunRecord:
     Raises:
         RaylensError: see `pipeline.errors`; what is committed stays, and the same call goes on from there.
     """
-    shown = display(spec.progress)
+    with named_run():
+        return _explained(spec, display(spec.progress))
+
+
+def _explained(spec: JobSpec, shown: Display) -> RunRecord:
     try:
         ledger = Ledger(spec.output, spec.storage)
         if spec.overwrite:

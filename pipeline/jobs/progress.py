@@ -6,11 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import structlog
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as RemainingColumn
+
+from pipeline.logs import lines
 
 LINE_INTERVAL_S = 10.0
 Mode = Literal["auto", "rich", "text", "json", "none"]
@@ -110,11 +111,7 @@ class LineDisplay:
     """A log line a step, and one every ten seconds while images run."""
 
     def __init__(self, *, json: bool) -> None:
-        renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)
-        stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-        self._log = structlog.wrap_logger(
-            structlog.PrintLogger(sys.stderr), processors=[structlog.processors.add_log_level, stamp, renderer]
-        )
+        self._log = lines(json=json)
         self._last = time.monotonic()
 
     def say(self, event: str, **values: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline import attribution, target
+from pipeline import attribution, logs, target
 from pipeline.errors import InputError, MethodError, OutputError
 from pipeline.jobs import golden
 from pipeline.jobs.metrics import published
@@ -210,6 +210,7 @@ def prepared(
         part_rows=parts.row_limit(arrays),
         cache=cache(spec),
         more=more,
+        run=logs.run() if spec.progress == "json" else None,
     )
 
 

@@ -95,12 +95,16 @@ class Receipt(NamedTuple):
         images: explained and rejected.
         rejected: images.
         codes: JSON object of rejects by code.
+        name: of the shard.
+        first: row.
     """
 
     shard: str
     images: int
     rejected: int
     codes: str
+    name: str
+    first: int
 
 
 class Ledger:
@@ -188,7 +192,8 @@ class Ledger:
         return [self._commit_run(run, metadata) for run in _runs(table)]
 
     def _commit_run(self, run: pa.Table, metadata: Mapping[str, str]) -> Receipt:
-        shard = key(run.column("shard")[0].as_py())
+        shard_name = run.column("shard")[0].as_py()
+        shard = key(shard_name)
         bounds = pc.min_max(run.column("row")).as_py()
         name = f"{bounds['min']:09d}-{bounds['max'] + 1:09d}.parquet"
         buffer = io.BytesIO()
@@ -196,7 +201,8 @@ class Ledger:
         write_atomic(self.filesystem, self.path(STATE, "fragments", shard, name), buffer.getvalue())
         codes = run.filter(pc.is_valid(run.column("code"))).column("code").value_counts().to_pylist()
         counted = {item["values"]: item["counts"] for item in codes}
-        return Receipt(shard, bounds["max"] + 1 - bounds["min"], sum(counted.values()), json.dumps(counted))
+        images, rejected = bounds["max"] + 1 - bounds["min"], sum(counted.values())
+        return Receipt(shard, images, rejected, json.dumps(counted), shard_name, bounds["min"])
 
     def fragments(self, shard_name: str) -> list[str]:
         """Paths of a shard's fragments, in order of rows."""

@@ -1,5 +1,6 @@
 """The steps around the graph without where they run: read and decode, commit, seal. They import no torch."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import RowError
+from pipeline.logs import lines
 from pipeline.preprocessing import Preprocessing
 from pipeline.stream import sources
 from pipeline.stream.decode import Decoder
@@ -50,6 +52,7 @@ class Steps:
         part_rows: rows of one explanation file.
         cache: folder or address of compiled graphs.
         more: what to measure of the maps, or to embed, beside explaining; None for nothing.
+        run: name of the run in the log of every process; None for no log.
     """
 
     output: str
@@ -63,6 +66,7 @@ class Steps:
     part_rows: int
     cache: str | None = None
     more: MeasureSpec | EmbedSpec | None = None
+    run: str | None = None
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -93,6 +97,7 @@ class Steps:
         Yields:
             Tables of `decoded_schema`.
         """
+        self._say("reading", shard=work.shard.name, first=work.gaps[0].first)
         attributes = self.graph.attributes
         decoder = Decoder(
             self.preprocessing, max_pixels=self.max_pixels, scaled=self.scaled_decoding, attributes=attributes
@@ -142,10 +147,21 @@ class Steps:
             A receipt a row.
         """
         receipts = self.ledger.commit(table, self.metadata)
+        for found in receipts:
+            rejects = json.loads(found.codes)
+            self._say("committed", shard=found.name, first=found.first, images=found.images, rejects=rejects)
         return pa.table(
             {name: [getattr(r, name) for r in receipts] for name in ("shard", "images", "rejected", "codes")}
         )
 
     def seal(self, group: Group) -> Counts:
         """Turns a group's fragments into final files."""
-        return seal(group, self.ledger, metadata=self.metadata, limit=self.part_rows)
+        counts = seal(group, self.ledger, metadata=self.metadata, limit=self.part_rows)
+        shards = [shard.name for shard in group.shards]
+        self._say("sealed", shards=shards, explained=counts.explained, rejected=counts.rejected)
+        return counts
+
+    def _say(self, event: str, **values: Any) -> None:
+        """A line in the log of the process that a step runs in."""
+        if self.run is not None:
+            lines(json=True).info(event, run=self.run, **values)

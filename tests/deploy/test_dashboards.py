@@ -226,6 +226,7 @@ def prometheus(folder: Path, targets: dict[str, tuple[int, str]]) -> Iterator[ht
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     scraped = {one["job_name"]: one for one in config["scrape_configs"]}
     scraped["pushgateway-audit"] = {**scraped["pushgateway"], "job_name": "pushgateway-audit"}
+    scraped["raylens-endpoint"]["authorization"] = {"credentials": "token"}
     config["scrape_configs"] = [
         {**scraped[name], "metrics_path": path, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
         for name, (port, path) in targets.items()
