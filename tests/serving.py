@@ -60,13 +60,14 @@ def talk(service: Service, requests: Requests) -> Any:
 
 
 @contextmanager
-def listening(service: Service) -> Iterator[str]:
+def listening(answering: Service | GrpcInference) -> Iterator[str]:
     """The address of a gRPC server of a service, in a thread."""
+    servicer = answering if isinstance(answering, GrpcInference) else GrpcInference(answering)
     ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = Future()
 
     async def run() -> None:
         server = grpc.aio.server()
-        add_to_server(GrpcInference(service), server)
+        add_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         done = asyncio.Event()

@@ -15,7 +15,8 @@ from serving import listening, started, talk
 from tritonclient.grpc import service_pb2 as peer
 from tritonclient.utils import InferenceServerException
 
-from serve.grpc_inference import METHODS, STATUS, UNAVAILABLE
+from serve import grpc_inference
+from serve.grpc_inference import METHODS, STATUS, UNAVAILABLE, GrpcInference
 from serve.grpc_messages import MESSAGES, SERVICE
 from serve.problems import STATUS as PROBLEMS
 from serve.service import Service
@@ -225,3 +226,56 @@ def test_deadlines_and_cancelled_calls(
         go.set()
         assert len(first.result(10).as_numpy("heatmap")) == len(last.result(10).as_numpy("heatmap")) == 1
     assert sum(sizes) == 2
+
+
+class Losing(GrpcInference):
+    """Stands for Ray's proxy: some calls lose their process, which it tells with a bare status.
+
+    Args:
+        service: answers the others.
+        losses: calls that are lost.
+        status: of those.
+    """
+
+    def __init__(self, service: Service, losses: int, status: grpc.StatusCode) -> None:
+        super().__init__(service)
+        self.left, self.status = losses, status
+
+    async def ServerLive(self, request: bytes, grpc_context: Any) -> Any:
+        self.left -= 1
+        assert not grpc_context.code()  # where it is set, Ray sets none
+        assert not grpc_context.details()
+        if self.left < 0:
+            return await super().ServerLive(request, grpc_context)
+        grpc_context.set_code(self.status)
+        grpc_context.set_details("The actor died unexpectedly")
+        return b""
+
+
+def live(service: Service, losses: int, status: grpc.StatusCode) -> tuple[Losing, bool]:
+    losing = Losing(service, losses, status)
+    with listening(losing) as address, triton.InferenceServerClient(address) as client:
+        return losing, client.is_server_live()
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE])
+def test_a_call_that_lost_its_process_is_made_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch, status: grpc.StatusCode
+) -> None:
+    monkeypatch.setattr(grpc_inference, "PAUSE_S", 0.0)
+    losing, answer = live(service, 2, status)
+    assert answer
+    assert losing.left == -1
+
+
+def test_it_ends_as_unavailable(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_inference, "PAUSE_S", 0.0)
+    with pytest.raises(InferenceServerException, match="was lost; try again") as caught:
+        live(service, 99, grpc.StatusCode.INTERNAL)
+    assert caught.value.status() == "StatusCode.UNAVAILABLE"
+
+
+def test_what_ray_refuses_is_not_made_again(service: Service) -> None:
+    with pytest.raises(InferenceServerException) as caught:
+        live(service, 1, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
