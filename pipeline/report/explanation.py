@@ -1,7 +1,7 @@
 """Explanations read back from a run, to be ranked by the batch and shown one by one."""
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -149,6 +149,27 @@ def batches(run: FinishedRun) -> Iterator[Batch]:
     """
     for rows in run.batches(READ):
         yield Batch(rows.filter(pc.equal(rows.column("rank"), 0)))
+
+
+def explanations(run: FinishedRun, wanted: Collection[str]) -> dict[str, Explanation]:
+    """Reads some explanations; memory grows with those alone.
+
+    Args:
+        run: that holds them.
+        wanted: sample ids.
+
+    Returns:
+        The first target of each by sample id, `value` 0; ids that the run does not know are left out.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    names, found = pa.array(wanted, pa.string()), {}
+    for batch in batches(run):
+        rows = batch.rows.filter(pc.is_in(batch.rows.column("sample_id"), names))
+        own = Batch(rows)
+        found |= {one.sample_id: one for one in (own.explanation(index, 0.0) for index in range(len(own)))}
+    return found
 
 
 class Top:
