@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.report.bias import provenance
 from pipeline.report.bias.controls import controls
+from pipeline.report.bias.exhibit import exhibition
+from pipeline.report.bias.headline import headline
+from pipeline.report.bias.landscape import landscape
 from pipeline.report.bias.performance import performance
-from pipeline.report.html.number import plural
 from pipeline.report.html.template import render
 
 if TYPE_CHECKING:
@@ -21,19 +23,18 @@ def page(found: "Discovery") -> str:
         found: by `raylens bias`.
 
     Returns:
-        HTML.
+        HTML, a few MiB at most.
+
+    Raises:
+        InputError: the explanations cannot be read; photographs that cannot leave a placeholder.
     """
     values = {
         "found": found,
-        "verdict": _verdict(found),
-        "parts": [controls(found), performance(found)],
+        "headline": headline(found),
+        "shown": exhibition(found),
+        "parts": [landscape(found), controls(found), performance(found)],
         "rules": list(provenance.rules(found)),
         "facts": list(provenance.facts(found)),
         "specification": provenance.specification(found),
     }
     return render(PACKAGE, "bias.html", values)
-
-
-def _verdict(found: "Discovery") -> str:
-    count = len(found.confirmed)
-    return f"{plural(count, 'slice')} {'fails' if count == 1 else 'fail'}" if count else "No slice fails beyond chance"
