@@ -255,7 +255,8 @@ def write_tars(
 ) -> tuple[str, ...]:
     """Writes the first shards x images_per_shard images as WebDataset tars `planted-00000.tar` and so on.
 
-    Each image has the members `<key>.jpg`, `<key>.cls` (class index) and `<key>.json` (label, cue, decoy, attributes).
+    Each image has the members `<key>.jpg`, `<key>.cls` (class index) and `<key>.json` (label, cue,
+    decoy, and in words what slices can be named by).
     Retry-safe: a rerun overwrites each shard, built in memory, with the same bytes.
 
     Args:
@@ -449,7 +450,7 @@ def _members(spec: PlantedSpec, index: int) -> dict[str, bytes]:
         "label_name": spec.classes[one.label],
         "cue": one.cue,
         "decoy": one.decoy,
-        "attributes": _attributes(spec, one),
+        **_attributes(spec, one),
     }
     return {
         "jpg": jpeg.getvalue(),
@@ -465,6 +466,6 @@ def _attributes(spec: PlantedSpec, one: PlantedImage) -> dict[str, str]:
     cue = angle if spec.cue_kind == "background" else list(CUE_COLOURS)[one.cue]
     return {
         spec.cue_kind: "none" if one.cue == ABSENT else cue,
-        "decoy": "none" if one.decoy == ABSENT else list(DECOY_COLOURS)[one.decoy],
+        "decoy_name": "none" if one.decoy == ABSENT else list(DECOY_COLOURS)[one.decoy],
         "core_quadrant": quadrant_names[one.quadrants[0]],
     }

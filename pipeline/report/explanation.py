@@ -164,10 +164,9 @@ def explanations(run: FinishedRun, wanted: Collection[str]) -> dict[str, Explana
     Raises:
         InputError: a file cannot be read.
     """
-    names, found = pa.array(wanted, pa.string()), {}
+    names, found = pa.array(wanted, pa.string()), dict[str, Explanation]()
     for batch in batches(run):
-        rows = batch.rows.filter(pc.is_in(batch.rows.column("sample_id"), names))
-        own = Batch(rows)
+        own = Batch(batch.rows.filter(pc.is_in(batch.rows.column("sample_id"), names)))
         found |= {one.sample_id: one for one in (own.explanation(index, 0.0) for index in range(len(own)))}
     return found
 

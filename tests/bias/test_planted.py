@@ -291,7 +291,7 @@ def test_tars_hold_the_images_and_their_truth(tmp_path: Path) -> None:
             assert (truth["label"], truth["cue"], truth["decoy"]) == (one.label, one.cue, one.decoy)
             assert (truth["index"], truth["seed"]) == (index, 3)
             assert truth["label_name"] == spec.classes[one.label]
-            assert truth["attributes"]["tag"] == ("none" if one.cue == ABSENT else list(CUE_COLOURS)[one.cue])
+            assert truth["tag"] == ("none" if one.cue == ABSENT else list(CUE_COLOURS)[one.cue])
 
 
 @pytest.mark.parametrize("name", REGIMES)
