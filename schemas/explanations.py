@@ -11,12 +11,15 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 TOP = 5
+CONTENT = "content_digest"
+"""Column that tells images by their bytes; runs of raylens before it lack the column."""
 
 IDENTITY: list[pa.Field] = [
     pa.field("sample_id", pa.string(), nullable=False),
     pa.field("uri", pa.string(), nullable=False),
     pa.field("shard", pa.string(), nullable=False),
     pa.field("row", pa.int64(), nullable=False, metadata={"unit": "position in the shard, from 0"}),
+    pa.field(CONTENT, pa.string(), metadata={"unit": "BLAKE2b of the encoded bytes, 128 bits in hexadecimal digits"}),
 ]
 PIXELS: list[pa.Field] = [
     pa.field("width", pa.int32(), metadata={"unit": "px, as displayed: after EXIF rotation"}),

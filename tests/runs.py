@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.heatmap import statistics
-from schemas.explanations import SCHEMA_VERSION, explanations_schema
+from pipeline.stream.decode import content_digest
+from schemas.explanations import CONTENT, SCHEMA_VERSION, explanations_schema
 from schemas.run import RunRecord
 
 GRAPH = "0123456789abcdef"
@@ -73,6 +74,7 @@ def table(values: dict[str, Any]) -> pa.Table:
     summary = {name: value.numpy() for name, value in statistics(maps).items()}
     filled: dict[str, Any] = {
         "uri": values["sample_id"],
+        CONTENT: np.array([content_digest(str(name).encode()) for name in values["sample_id"]], dtype=object),
         "shard": np.full(rows, "shard-000"),
         "row": np.arange(rows),
         "prediction_name": np.array([f"class {i}" for i in values["prediction"]], dtype=object),
@@ -86,6 +88,8 @@ def table(values: dict[str, Any]) -> pa.Table:
         **summary,
         **values,
     }
+    if values.get(CONTENT, "") is None:  # a run of an older raylens
+        schema = schema.remove(schema.get_field_index(CONTENT))
     return pa.table([_array(np.asarray(filled[field.name]), field.type) for field in schema], schema=schema)
 
 
@@ -110,7 +114,7 @@ def write(folder: Path, values: dict[str, Any], *, files: int = 1, **fields: Any
 
     Args:
         folder: of the output.
-        values: see `columns`.
+        values: see `columns`; `content_digest` None leaves the column out, else it follows from the ids.
         files: number of explanation files.
         **fields: of `run.json`, where they differ from the usual.
 

@@ -12,8 +12,8 @@ from pipeline.drift.finding import Finding, corrected
 from pipeline.drift.grid import common
 from pipeline.drift.pairs import Pairs, pair_findings, paired
 from pipeline.drift.population import embeddings, population
-from pipeline.drift.profile import Profile, profile
-from pipeline.stream.finished import FinishedRun
+from pipeline.drift.profile import NAME, Profile, profile, told_by
+from pipeline.stream.finished import Each, FinishedRun, in_turn
 from schemas.audit import DriftSpec
 from schemas.run import RunRecord
 
@@ -111,13 +111,14 @@ class Drift:
         return {**plain, "alerts": to_jsonable_python(self.alerts)}
 
 
-def compare(before: FinishedRun, after: FinishedRun, spec: DriftSpec) -> Drift:
+def compare(before: FinishedRun, after: FinishedRun, spec: DriftSpec, *, each: Each = in_turn) -> Drift:
     """Reads two runs and compares them; `profile` and `drift` are the two halves of this, for many workers.
 
     Args:
         before: the earlier run.
         after: the later run.
         spec: of the comparison.
+        each: reads the files of the runs.
 
     Returns:
         What differs.
@@ -125,8 +126,9 @@ def compare(before: FinishedRun, after: FinishedRun, spec: DriftSpec) -> Drift:
     Raises:
         InputError: a file cannot be read.
     """
-    grid = common(before.grid, after.grid, spec.grid)
-    return drift(Side(before, profile(before, spec, grid)), Side(after, profile(after, spec, grid)), spec)
+    grid, column = common(before.grid, after.grid, spec.grid), told_by(before, after)
+    left, right = (Side(run, profile(run, spec, grid, told_by=column, each=each)) for run in (before, after))
+    return drift(left, right, spec)
 
 
 def drift(before: Side, after: Side, spec: DriftSpec) -> Drift:
@@ -189,7 +191,7 @@ def _statements(before: Side, after: Side, spec: DriftSpec, classes: list[ClassM
     yield from _about_grids(before, after)
     yield from _about_runs(before, after)
     yield from _about_classes(before.profile, after.profile, classes)
-    yield from _about_pairs(pairs)
+    yield from _about_pairs(pairs, before.profile.told_by)
     for name in spec.slices:
         if name not in before.profile.slices.keys() & after.profile.slices.keys():
             yield f"Slice {name} is not compared: explain both runs with --attribute {name} to have it."
@@ -260,12 +262,23 @@ def _about_classes(before: Profile, after: Profile, classes: list[ClassMaps]) ->
         )
 
 
-def _about_pairs(pairs: Pairs) -> Iterator[str]:
+def _about_pairs(pairs: Pairs, column: str) -> Iterator[str]:
+    by_name = column == NAME
+    how = "by sample_id and size, since one of them holds no content_digest" if by_name else "by their bytes"
     if len(pairs) == 0:
         yield "No image is in both runs, so none is compared with itself."
     else:
-        yield f"{len(pairs)} images are in both runs, by sample_id and size; runs hold no digest of an image's content."
-    if pairs.resized:
-        yield f"{pairs.resized} images have the sample_id of another one of another size; they are no pairs."
+        renamed = f"; {pairs.renamed} of them have another sample_id now" if pairs.renamed else ""
+        yield f"{len(pairs)} images are in both runs, {how}{renamed}."
+    if pairs.replaced:
+        yield f"{pairs.replaced} images have the sample_id of an earlier one of {_other(by_name)}; they are no pairs."
     if pairs.repeated:
-        yield f"{pairs.repeated} images share their sample_id with another of their run; they are no pairs."
+        yield f"{pairs.repeated} images share their {_same(by_name)} with another of their run; they are no pairs."
+
+
+def _other(by_name: bool) -> str:
+    return "another size" if by_name else "other bytes"
+
+
+def _same(by_name: bool) -> str:
+    return "sample_id" if by_name else "bytes"

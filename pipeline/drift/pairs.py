@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from pipeline.drift.finding import Finding, finding
-from pipeline.drift.sample import KEY, Columns, Sample
+from pipeline.drift.profile import IDENTITY, NAME
+from pipeline.drift.sample import KEY, LAST, Columns, Sample
 from pipeline.drift.two_sample import Floats, Shift, exceeding
 from schemas.audit import DriftThresholds
 
@@ -17,23 +18,28 @@ from schemas.audit import DriftThresholds
 class Pairs:
     """Images that both runs hold.
 
-    A run has no digest of an image's content: pairs rest on `sample_id`, and on width and height where both runs know
-    them.
+    They are told by the digest of their bytes where both runs have it, whatever their names; else by `sample_id`, and
+    by width and height where both runs know them.
 
     Attributes:
         before: columns of (n,) images, and `map` (n, cells).
         after: the same images in the later run.
-        resized: images left out, since their size changed: another picture has the id.
-        repeated: images left out, since their id stands more than once in a run.
+        replaced: names that both samples hold, of other images: by their bytes, or by their size.
+        repeated: images left out, since a run holds them, or their name, more than once.
     """
 
     before: Columns
     after: Columns
-    resized: int
+    replaced: int
     repeated: int
 
     def __len__(self) -> int:
         return len(self.before[KEY])
+
+    @property
+    def renamed(self) -> int:
+        """Images that have another name in the later run."""
+        return int(np.not_equal(self.before[NAME], self.after[NAME]).sum())
 
     @property
     def flipped(self) -> NDArray[np.bool_]:
@@ -69,19 +75,19 @@ def paired(before: Sample, after: Sample) -> Pairs:
         after: of the later run, with the same seed.
 
     Returns:
-        The pairs, by `sample_id`.
+        The pairs, by what tells them.
     """
     bound = min(before.bound, after.bound)
-    left, left_repeated = _unique(before, bound)
-    right, right_repeated = _unique(after, bound)
-    _, a, b = np.intersect1d(before["sample_id"][left], after["sample_id"][right], return_indices=True)
+    left, left_repeated = _unique(before, IDENTITY, bound)
+    right, right_repeated = _unique(after, IDENTITY, bound)
+    _, a, b = np.intersect1d(before[IDENTITY][left], after[IDENTITY][right], return_indices=True)
     left, right = left[a], right[b]
     other = [(before[name][left] != after[name][right]) & _known(before, after, name, left, right) for name in SIZE]
     same = ~np.logical_or.reduce(other)
     return Pairs(
         {name: values[left[same]] for name, values in before.columns.items()},
         {name: values[right[same]] for name, values in after.columns.items()},
-        resized=int((~same).sum()),
+        replaced=int((~same).sum()) + _replaced(before, after),
         repeated=max(left_repeated, right_repeated),
     )
 
@@ -95,10 +101,17 @@ def _known(
     return np.logical_and(before[name][left] > 0, after[name][right] > 0)
 
 
-def _unique(sample: Sample, bound: np.uint64) -> tuple[NDArray[np.int64], int]:
-    """Rows up to the bound whose id stands once, and how many others there are."""
+def _replaced(before: Sample, after: Sample) -> int:
+    """Names that stand once in either sample, for images that are told apart."""
+    left, right = (_unique(sample, NAME, LAST)[0] for sample in (before, after))
+    _, a, b = np.intersect1d(before[NAME][left], after[NAME][right], return_indices=True)
+    return int(np.not_equal(before[IDENTITY][left[a]], after[IDENTITY][right[b]]).sum())
+
+
+def _unique(sample: Sample, column: str, bound: np.uint64) -> tuple[NDArray[np.int64], int]:
+    """Rows up to the bound whose value stands once, and how many others there are."""
     rows = np.flatnonzero(sample[KEY] <= bound)
-    _, first, counts = np.unique(sample["sample_id"][rows], return_index=True, return_counts=True)
+    _, first, counts = np.unique(sample[column][rows], return_index=True, return_counts=True)
     return rows[first[counts == 1]], int(counts[counts > 1].sum())
 
 

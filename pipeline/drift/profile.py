@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 from pipeline.drift.grid import Maps, resampled, shares
 from pipeline.drift.sample import KEY, TIE, Columns, Sample, keys
 from pipeline.errors import InputError
-from pipeline.stream.finished import FinishedRun, class_names
+from pipeline.stream.finished import Each, FinishedRun, class_names, in_turn
 from schemas.audit import DriftSpec
-from schemas.explanations import STATISTICS
+from schemas.explanations import CONTENT, STATISTICS
 
+NAME = "sample_id"
+IDENTITY = "identity"
+"""What tells images: the digest of their content where both runs have it, else their name."""
 UNLABELLED = -1
 MISSING = "(none)"
 CLASS_ROWS = 65_536  # rows of all classes together, so that a thousand classes take the memory of ten
@@ -25,9 +29,9 @@ SUMMARIES = tuple(field.name for field in STATISTICS if field.type == pa.float32
 """Numbers that summarise a map."""
 NUMBERS = (*SCORES, *SUMMARIES)
 WHOLE = ("row", "label", "prediction", "target", "width", "height")
-READ = ("sample_id", "rank", "prediction_name", *WHOLE, *NUMBERS, "heatmap", "heatmap_scale")
+READ = (NAME, "rank", "prediction_name", *WHOLE, *NUMBERS, "heatmap", "heatmap_scale")
 
-IMAGE = (KEY, TIE, "sample_id", "label", "prediction", "width", "height", *NUMBERS)
+IMAGE = (KEY, TIE, NAME, IDENTITY, "label", "prediction", "width", "height", *NUMBERS)
 MAPPED = (KEY, TIE, "class", *SUMMARIES)
 
 
@@ -38,6 +42,7 @@ class Profile:
     Attributes:
         spec: of the comparison.
         grid: rows and columns that maps are averaged to.
+        told_by: column that tells images, `sample_id` or `content_digest`.
         images: of rank 0.
         labelled: of these, with a label.
         correct: of these, predicted right.
@@ -52,6 +57,7 @@ class Profile:
 
     spec: DriftSpec
     grid: tuple[int, int]
+    told_by: str
     images: int
     labelled: int
     correct: int
@@ -64,13 +70,14 @@ class Profile:
     embeddings: Sample
 
     @classmethod
-    def empty(cls, run: FinishedRun, spec: DriftSpec, grid: tuple[int, int]) -> "Profile":
+    def empty(cls, run: FinishedRun, spec: DriftSpec, grid: tuple[int, int], told_by: str = NAME) -> "Profile":
         """Of no image.
 
         Args:
             run: whose images are to come.
             spec: of the comparison.
             grid: that maps are averaged to.
+            told_by: column that tells images.
 
         Returns:
             A profile to add to.
@@ -84,6 +91,7 @@ class Profile:
         return cls(
             spec,
             grid,
+            told_by,
             images=0,
             labelled=0,
             correct=0,
@@ -100,6 +108,7 @@ class Profile:
         return Profile(
             self.spec,
             self.grid,
+            self.told_by,
             self.images + other.images,
             self.labelled + other.labelled,
             self.correct + other.correct,
@@ -122,12 +131,13 @@ class Profile:
             A new profile.
         """
         first = batch.filter(pc.equal(batch.column("rank"), 0))
-        columns = _columns(first, self.spec.seed)
+        columns = _columns(first, self.spec.seed, self.told_by)
         label, prediction = columns["label"], columns["prediction"]
         labelled = label != UNLABELLED
         part = Profile(
             self.spec,
             self.grid,
+            self.told_by,
             images=first.num_rows,
             labelled=int(labelled.sum()),
             correct=int((label == prediction).sum()),
@@ -167,14 +177,24 @@ class Profile:
         return Sample.of(kept | {"embedding": values}, self.embeddings.limit)
 
 
-def profile(run: FinishedRun, spec: DriftSpec, grid: tuple[int, int], *, files: Sequence[str] | None = None) -> Profile:
+def profile(
+    run: FinishedRun,
+    spec: DriftSpec,
+    grid: tuple[int, int],
+    *,
+    told_by: str = NAME,
+    files: Sequence[str] | None = None,
+    each: Each = in_turn,
+) -> Profile:
     """Reads a run, or some of its files; memory does not grow with the rows.
 
     Args:
         run: whose explanations to read.
         spec: of the comparison.
         grid: that maps are averaged to, see `pipeline.drift.grid.common`.
+        told_by: column that tells images, see `told_by`.
         files: some of the run's; profiles of all of them add up to the run's.
+        each: reads the files; every way gives the same profile.
 
     Returns:
         The profile.
@@ -182,23 +202,44 @@ def profile(run: FinishedRun, spec: DriftSpec, grid: tuple[int, int], *, files: 
     Raises:
         InputError: a slice column has too many values, or a file cannot be read.
     """
-    found = Profile.empty(run, spec, grid)
-    columns = [*READ, *found.slices, *(["embedding"] if "embedding" in run.schema.names else [])]
-    for batch in run.batches(list(dict.fromkeys(columns)), files):
+    empty = Profile.empty(run, spec, grid, told_by)
+    names = run.files if files is None else files
+    if each is in_turn:
+        return _added(empty, run, names)
+    return reduce(Profile.__add__, each(partial(_of_file, empty, run), names), empty)
+
+
+def _of_file(empty: Profile, run: FinishedRun, name: str) -> Profile:
+    return _added(empty, run, [name])
+
+
+def _added(found: Profile, run: FinishedRun, files: Sequence[str]) -> Profile:
+    """A profile and the images of some files; what it holds already spares the reading of maps."""
+    wide = ["embedding"] if "embedding" in run.schema.names else []
+    columns = dict.fromkeys([*READ, found.told_by, *found.slices, *wide])
+    for batch in run.batches(list(columns), files):
         found = found.with_batch(batch)
     return found
 
 
+def told_by(before: FinishedRun, after: FinishedRun) -> str:
+    """The column by which images of two runs are told: their content where both know it, else their name."""
+    return CONTENT if CONTENT in before.schema.names and CONTENT in after.schema.names else NAME
+
+
 def _kind(name: str) -> Any:
-    if name == "sample_id":
+    if name in (NAME, IDENTITY):
         return np.object_
     return np.uint64 if name == KEY else np.int64 if name in (*WHOLE, "class") else np.float64
 
 
-def _columns(batch: pa.RecordBatch, seed: int) -> Columns:
+def _columns(batch: pa.RecordBatch, seed: int, told_by: str) -> Columns:
     """Everything but maps and embeddings; missing numbers are NaN, and a class-agnostic map explains the prediction."""
-    columns: Columns = {"sample_id": np.asarray(batch.column("sample_id").to_numpy(zero_copy_only=False))}
-    columns[KEY] = keys(columns["sample_id"], seed)
+    columns: Columns = {NAME: np.asarray(batch.column(NAME).to_numpy(zero_copy_only=False))}
+    columns[IDENTITY] = np.asarray(
+        pc.coalesce(batch.column(told_by), batch.column(NAME)).to_numpy(zero_copy_only=False)
+    )
+    columns[KEY] = keys(columns[IDENTITY], seed)
     for name in WHOLE:
         columns[name] = np.asarray(batch.column(name).fill_null(UNLABELLED)).astype(np.int64)
     for name in NUMBERS:

@@ -20,12 +20,13 @@ from pipeline.jobs.grids import Gridded, gridded
 from pipeline.jobs.history import History, today
 from pipeline.jobs.metrics import hand_over
 from pipeline.jobs.progress import Display, display
+from pipeline.jobs.reading import reader
 from pipeline.jobs.run import Selection, run
 from pipeline.jobs.sample import draw
 from pipeline.logs import named_run
 from pipeline.performance.measure import measure
 from pipeline.performance.result import Performance
-from pipeline.stream.finished import FinishedRun, open_run
+from pipeline.stream.finished import Each, FinishedRun, open_run
 from pipeline.stream.ledger import STATE, Ledger
 from schemas.audit import AuditSpec, NightRecord
 from schemas.grids import GridsSpec
@@ -168,11 +169,13 @@ def _audited(spec: AuditSpec, shown: Display) -> tuple[Night, str]:
         before = history.earlier(spec.against, name)  # a wrong name is told before the work
         with cluster(spec) as ready:
             explained = _explained(spec, history.folder(name), ready)
-            performance = _performance(spec, explained)  # a wrong slice is told before maps are measured
+            each = reader(spec, ready)
+            performance = _performance(spec, explained, each)  # a wrong slice is told before maps are measured
             measured, statements = _measured(spec, explained, history.folder(name), shown, ready)
             grids = _gridded(spec, explained, history.folder(name), shown, ready)
-        statements += grids.statements
-        night = _judged(spec, name, explained, (measured, grids.run), before, history, performance, statements, shown)
+            statements += grids.statements
+            found = explained, measured, grids.run
+            night = _judged(spec, name, found, before, history, performance, statements, shown, each)
         _write(night, history, shown)
     except BaseException as error:
         _failed(spec, error, shown)
@@ -239,9 +242,11 @@ def _usual_grids(method: str) -> tuple[int, str]:
     return GRIDS, ""
 
 
-def _performance(spec: AuditSpec, explained: FinishedRun) -> Performance:
+def _performance(spec: AuditSpec, explained: FinishedRun, each: Each) -> Performance:
     labels = explained.record.model["labels"]
-    return measure(explained, spec.performance).result(dict(enumerate(labels)) if isinstance(labels, list) else None)
+    return measure(explained, spec.performance, each=each).result(
+        dict(enumerate(labels)) if isinstance(labels, list) else None
+    )
 
 
 def _same_job(spec: AuditSpec, explained: FinishedRun, output: str) -> JobSpec:
@@ -263,20 +268,20 @@ def _is_other(ledger: Ledger, identity: dict[str, Any]) -> bool:
 def _judged(
     spec: AuditSpec,
     name: str,
-    explained: FinishedRun,
-    measures: tuple[FinishedRun | None, FinishedRun | None],
+    found: tuple[FinishedRun, FinishedRun | None, FinishedRun | None],
     before: str | None,
     history: History,
     performance: Performance,
     statements: list[str],
     shown: Display,
+    each: Each,
 ) -> Night:
-    measured, grids = measures
+    explained, measured, grids = found
     earlier = open_run(before, spec.storage) if before else None
     if earlier is None:
         statements = [*statements, "There is no earlier run to compare with."]
     shown.say("comparing", against=before or "nothing")
-    drift = compare(earlier, explained, spec.drift) if earlier else None
+    drift = compare(earlier, explained, spec.drift, each=each) if earlier else None
     return Night(
         spec,
         name,

@@ -89,14 +89,14 @@ class RayRunner:
             gpus_per_worker=spec.gpus_per_worker if self.device == "cuda" else 0,
         )
         self._actors = pool.initial
-        with _explained_failures():
+        with explained_failures():
             yield from dataset.receipts(dataset.build(steps, work, pool))
 
     def seal(self, steps: Steps, groups: Iterable[Group]) -> Iterator[Counts]:
         """See `Runner`."""
         from pipeline.stream import dataset
 
-        with _explained_failures():
+        with explained_failures():
             yield from dataset.seal_all(steps, groups)
 
     def status(self) -> str:
@@ -105,7 +105,7 @@ class RayRunner:
 
 
 @contextmanager
-def _explained_failures() -> Iterator[None]:
+def explained_failures() -> Iterator[None]:
     """Turns Ray's exceptions into ours; an error that raylens raised in a worker comes out as it was."""
     from ray.exceptions import ActorDiedError, RayError, RayTaskError
 

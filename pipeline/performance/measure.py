@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from pipeline.performance.tally import (
     scored,
     tallies,
 )
-from pipeline.stream.finished import FinishedRun, class_names
+from pipeline.stream.finished import Each, FinishedRun, class_names, in_turn
 from schemas.audit import PerformanceSpec
 
 ALL = "all"
@@ -117,13 +117,16 @@ class Measured:
         return []
 
 
-def measure(run: FinishedRun, spec: PerformanceSpec, *, files: Sequence[str] | None = None) -> Measured:
+def measure(
+    run: FinishedRun, spec: PerformanceSpec, *, files: Sequence[str] | None = None, each: Each = in_turn
+) -> Measured:
     """Measures the predictions of a run, or of some of its files; memory does not grow with the rows.
 
     Args:
         run: whose explanations to read.
         spec: what to measure.
         files: some of the run's; measurements of all of them add up to the run's.
+        each: reads the files; every way gives the same sums, since they are summed file by file.
 
     Returns:
         Sums, of which `result` makes numbers.
@@ -137,7 +140,12 @@ def measure(run: FinishedRun, spec: PerformanceSpec, *, files: Sequence[str] | N
             f"slice {', '.join(lacking)} is no column of {run.address} ({', '.join(run.schema.names)}); explain with "
             f"--attribute {lacking[0]} to carry it along from the input"
         )
-    batches = run.batches(list(dict.fromkeys([*COLUMNS, *spec.slices])), files)
+    parts = each(partial(_of_file, run, spec), run.files if files is None else files)
+    return reduce(Measured.__add__, parts, Measured.empty(spec))
+
+
+def _of_file(run: FinishedRun, spec: PerformanceSpec, name: str) -> Measured:
+    batches = run.batches(list(dict.fromkeys([*COLUMNS, *spec.slices])), [name])
     return reduce(Measured.__add__, (measured(batch, spec) for batch in batches), Measured.empty(spec))
 
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.stream.finished import FinishedRun
+from schemas.explanations import CONTENT
 
 READ = (
     "sample_id", "shard", "row", "width", "height", "label", "prediction", "prediction_name", "score", "rank", "target",
@@ -41,6 +42,7 @@ class Explanation:
         target: class that the map explains; None for a class-agnostic method.
         heatmap: (h, w) float32, raw and signed.
         value: by which it was ranked.
+        content: digest of its bytes; None where the run has none.
     """
 
     sample_id: str
@@ -53,6 +55,7 @@ class Explanation:
     target: int | None
     heatmap: NDArray[np.float32]
     value: float
+    content: str | None = None
 
     @property
     def is_right(self) -> bool | None:
@@ -65,7 +68,7 @@ class Batch:
     """The first targets of a batch of a run's rows.
 
     Attributes:
-        rows: with the columns of `READ`.
+        rows: with the columns of `READ`, and `content_digest` where the run has it.
     """
 
     rows: pa.RecordBatch
@@ -132,6 +135,7 @@ class Batch:
             target=row["target"],
             heatmap=self.maps[index].copy(),
             value=value,
+            content=row.get(CONTENT),
         )
 
 
@@ -147,7 +151,7 @@ def batches(run: FinishedRun) -> Iterator[Batch]:
     Raises:
         InputError: a file cannot be read.
     """
-    for rows in run.batches(READ):
+    for rows in run.batches([*READ, *({CONTENT} & set(run.schema.names))]):
         yield Batch(rows.filter(pc.equal(rows.column("rank"), 0)))
 
 

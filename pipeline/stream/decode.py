@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.errors import RowError
 from pipeline.preprocessing import Preprocessing
 from pipeline.stream.shards import Sample
 from schemas.decoded import decoded_schema
+from schemas.explanations import CONTENT
 
 Image.init()  # Pillow knows its less common formats only after this
 FORMATS = tuple(
@@ -28,6 +30,11 @@ MOST_SCANS = 100
 """In a JPEG. Encoders write some twenty at most; each is a pass over the picture, so that thousands take hours."""
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # those that stand alone, and stuffed bytes, are none
 SCALING_MARGIN = 2  # libjpeg reduces to no less than this multiple of the resize target
+
+
+def content_digest(data: bytes) -> str | None:
+    """What tells an image by its encoded bytes: 32 hexadecimal digits; None without bytes."""
+    return blake2b(data, digest_size=16).hexdigest() if data else None
 
 
 class Decoded(NamedTuple):
@@ -229,6 +236,7 @@ def _table(
         "uri": [sample.uri for sample in samples],
         "shard": [shard] * count,
         "row": [sample.row for sample in samples],
+        CONTENT: [content_digest(sample.data) for sample in samples],
         "width": [size and size[0] for size in sizes],
         "height": [size and size[1] for size in sizes],
         "label": [sample.label for sample in samples],

@@ -1,10 +1,10 @@
 """A finished run as its readers see it: `run.json`, and the explanations file by file in batches."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,21 @@ BATCH_ROWS = 65_536
 BATCH_BYTES = 32 * 2**20
 VALUE_BYTES = 32  # of a number or a short text
 FOOTER_THREADS = 16
+
+
+Part = TypeVar("Part")
+
+
+class Each(Protocol):
+    """Reads the files of a run."""
+
+    def __call__(self, read: Callable[[str], Part], files: Sequence[str]) -> Iterator[Part]:
+        """What `read` makes of each file, in the order of the files."""
+
+
+def in_turn(read: Callable[[str], Part], files: Sequence[str]) -> Iterator[Part]:
+    """One file after the other, in this process; see `Each`."""
+    return map(read, files)
 
 
 @dataclass(frozen=True)

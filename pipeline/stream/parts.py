@@ -15,7 +15,7 @@ from pipeline.errors import IntegrityError
 from pipeline.stream.ledger import Coverage, Ledger
 from pipeline.stream.shards import Shard
 from pipeline.stream.storage import write_atomic
-from schemas.explanations import REASON, REJECTS
+from schemas.explanations import IDENTITY, REASON, REJECTS
 
 PART_BYTES = 64 * 2**20
 ROW_BYTES = 512
@@ -164,10 +164,18 @@ def _fragments(group: Group, ledger: Ledger, metadata: Mapping[str, str]) -> Ite
                     f"{path} was made by graph {found}, the job runs {metadata['graph_digest']}: the code or the "
                     "weights changed between two runs of one job; start again with --overwrite"
                 )
-            table = table.filter(pc.greater_equal(table.column("row"), position))
+            table = _complete(table.filter(pc.greater_equal(table.column("row"), position)))
             if table.num_rows:
                 position = pc.max(table.column("row")).as_py() + 1
                 yield table.replace_schema_metadata(None)
+
+
+def _complete(table: pa.Table) -> pa.Table:
+    """With every column of the identity: a fragment may be of a raylens that did not know one yet."""
+    for place, column in enumerate(IDENTITY):
+        if column.name not in table.schema.names:
+            table = table.add_column(place, column, pa.nulls(table.num_rows, column.type))
+    return table
 
 
 def _write_explanations(ledger: Ledger, tables: list[pa.Table], name: str, metadata: Mapping[str, str]) -> Counts:

@@ -16,6 +16,7 @@ from pipeline.drift import two_sample
 from pipeline.drift.compare import Drift, Side, compare, drift
 from pipeline.drift.profile import Profile, profile
 from pipeline.errors import InputError
+from pipeline.stream.decode import content_digest
 from pipeline.stream.finished import FinishedRun, open_run
 from schemas.audit import DriftSpec, DriftThresholds
 
@@ -299,15 +300,45 @@ def test_classes_that_are_rare_renamed_or_without_evidence_are_told(earlier: Fin
 
 
 def test_ids_that_are_no_pairs_are_told(earlier: FinishedRun, tmp_path: Path) -> None:
-    columns = night(0)
+    columns = night(0, content_digest=None)
     ids = columns["sample_id"].copy()
     ids[:10] = ids[10]
     width = np.where(np.arange(ROWS) >= ROWS - 5, 7, columns["width"])
     found = compare(earlier, written(tmp_path / "later", columns | {"sample_id": ids, "width": width}), SPEC)
     assert found.pairs == ROWS - 11 - 5
     text = " ".join(found.statements)
-    assert "5 images have the sample_id of another one of another size" in text
+    assert "5 images have the sample_id of an earlier one of another size" in text
     assert "11 images share their sample_id" in text
+    assert f"{ROWS - 16} images are in both runs, by sample_id and size, since one of them holds no" in text
+
+
+def test_pairs_are_told_by_their_bytes(earlier: FinishedRun, tmp_path: Path) -> None:
+    """The first ten are renamed, the last five hold other bytes, and two before them the same ones."""
+    columns = night(0)
+    content = np.array([content_digest(str(name).encode()) for name in columns["sample_id"]], dtype=object)
+    ids = columns["sample_id"].copy()
+    ids[:10] = [f"renamed/{i}" for i in range(10)]
+    content[-5:] = [content_digest(f"other {i}".encode()) for i in range(5)]
+    content[-7] = content[-6]
+    later = columns | {"sample_id": ids, "content_digest": content}
+    found = compare(earlier, written(tmp_path / "later", later), SPEC)
+    assert found.pairs == ROWS - 5 - 2
+    text = " ".join(found.statements)
+    assert f"{found.pairs} images are in both runs, by their bytes; 10 of them have another sample_id now." in text
+    assert "6 images have the sample_id of an earlier one of other bytes; they are no pairs." in text
+    assert "2 images share their bytes with another of their run; they are no pairs." in text
+    [flips] = [one for one in found.findings if one.name == "pairs.flips"]
+    assert flips.effect == 0
+
+
+def test_samples_of_large_runs_hold_the_same_bytes(tmp_path: Path) -> None:
+    """Whatever the names: samples of a hundred of 700 have a hundred pairs."""
+    spec = SPEC.model_copy(update={"sample": 100})
+    columns = night(0)
+    content = np.array([content_digest(str(name).encode()) for name in columns["sample_id"]], dtype=object)
+    renamed = columns | {"sample_id": columns["sample_id"][::-1].copy(), "content_digest": content}
+    runs_ = written(tmp_path / "a", columns), written(tmp_path / "b", renamed, files=3)
+    assert compare(*runs_, spec).pairs == 100
 
 
 def test_rejects_and_slices_are_compared(earlier: FinishedRun, tmp_path: Path) -> None:

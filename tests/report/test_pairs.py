@@ -22,7 +22,8 @@ def found(before: FinishedRun, now: FinishedRun) -> dict[str, float]:
 
 
 def test_it_is_the_cosine_of_the_same_image(tmp_path: Path) -> None:
-    left, right = columns(40, 1), columns(40, 2)
+    """Told by names, where one of the runs holds no digests."""
+    left, right = columns(40, 1), columns(40, 2) | {"content_digest": None}
     right["sample_id"] = left["sample_id"][::-1].copy()
     right |= {name: left[name][::-1].copy() for name in ("width", "height")}
     right["sample_id"][0] = "new"
@@ -40,13 +41,27 @@ def test_it_is_the_cosine_of_the_same_image(tmp_path: Path) -> None:
 
 
 def test_an_image_twice_is_no_pair(tmp_path: Path) -> None:
-    left = columns(10)
+    left = columns(10) | {"content_digest": None}
     for name in ("sample_id", "width", "height"):
         left[name][1] = left[name][0]
     run = open_run(write(tmp_path / "a", left))
     distances = found(run, run)
     assert np.isnan(distances.pop(left["sample_id"][0]))
     np.testing.assert_allclose(list(distances.values()), 0, atol=1e-6)
+
+
+def test_an_image_is_told_by_its_bytes(tmp_path: Path) -> None:
+    left = columns(12)
+    right = left | {"sample_id": np.array([f"new/{i}" for i in range(12)], dtype=object), "width": left["width"] + 1}
+    digests = np.array([f"{i:032x}" for i in range(12)], dtype=object)
+    changed = np.where(np.arange(12) < 3, np.array([f"{99 + i:032x}" for i in range(12)], dtype=object), digests)
+    runs = [
+        open_run(write(tmp_path / str(i), one | {"content_digest": content}))
+        for i, (one, content) in enumerate(((left, digests), (right, changed)))
+    ]
+    distances = list(found(*runs).values())
+    assert np.isnan(distances[:3]).all()
+    np.testing.assert_allclose(distances[3:], 0, atol=1e-6)
 
 
 def test_so_many_earlier_maps_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Decoding: every kind of image that is handled, every kind that is rejected, and what the pixels must be."""
 
+import hashlib
 import io
 import struct
 import zlib
@@ -189,3 +190,11 @@ def test_mutated_images_give_pixels_or_a_reason(seed: int) -> None:
         assert decoder().decode(bytes(data)).pixels.shape == (32, 32, 3)
     except RowError as error:
         assert error.code in ("truncated", "corrupt", "not_an_image", "too_large")  # noqa: PT017
+
+
+def test_a_table_tells_images_by_their_bytes() -> None:
+    samples = [Sample(row, str(row), "", data) for row, data in enumerate([jpeg(0), jpeg(1), jpeg(0), b"broken", b""])]
+    digests = decoder().table(samples, "a").column("content_digest").to_pylist()
+    assert digests[0] == digests[2] == hashlib.blake2b(jpeg(0), digest_size=16).hexdigest()
+    assert len(set(digests)) == 4
+    assert digests[4] is None

@@ -13,7 +13,7 @@ from pipeline.stream import parts
 from pipeline.stream.ledger import STATE, Coverage, Ledger, Span, key
 from pipeline.stream.parts import Counts, Group, groups, row_limit, seal
 from pipeline.stream.shards import Shard
-from schemas.explanations import REASON, REJECTS, explanations_schema, fragment_schema
+from schemas.explanations import CONTENT, REASON, REJECTS, explanations_schema, fragment_schema
 
 SCHEMA = fragment_schema((2, 3), "float16")
 METADATA = {"graph_digest": "0123", "job_digest": "4567"}
@@ -237,3 +237,18 @@ def test_counts_add_up_and_cross_a_process() -> None:
 
 def test_metadata_is_text() -> None:
     assert parts.file_metadata({"a": "x", "b": {"d": 1, "c": None}}) == {"a": "x", "b": '{"c": null, "d": 1}'}
+
+
+def test_fragments_of_an_older_raylens_are_sealed_with_newer_ones(ledger: Ledger) -> None:
+    old = table("a", range(3), codes={2: "corrupt"}).drop_columns([CONTENT])
+    new = table("a", range(3, 5), codes={4: "corrupt"})
+    place = new.schema.get_field_index(CONTENT)
+    new = new.set_column(place, CONTENT, pa.array(["0" * 32] * 2))
+    for part in (old, new):
+        ledger.commit(part, METADATA)
+    assert sealed(ledger, "a", 5).images == 5
+    for kind, schema in (("explanations", explanations_schema((2, 3), "float16")), ("rejects", REJECTS)):
+        [found] = written(ledger, kind).values()
+        assert found.schema.names == schema.names
+        assert found[CONTENT].to_pylist()[-1] == "0" * 32
+        assert None in found[CONTENT].to_pylist()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.drift.profile import told_by
 from pipeline.report.audit import drift, gallery, metrics, performance, plots, provenance
 from pipeline.report.audit.concern import Concern, compared, frequent
 from pipeline.report.audit.gallery import KINDS, PAIRED, Album, Card, Kind, album
@@ -19,6 +20,7 @@ from pipeline.report.html.number import plural
 from pipeline.report.html.picture import Picture, heat
 from pipeline.report.html.template import render
 from schemas.audit import NightRecord
+from schemas.explanations import CONTENT
 from schemas.rejects import REJECT_CODES
 
 if TYPE_CHECKING:
@@ -150,8 +152,14 @@ def _survey_before(night: "Night", concerns: Sequence[Concern], now: Survey) -> 
     if night.before is None:
         return None
     wanted = {_key(one): nearest_to(one.index, one.before) for one in concerns if one.before is not None}
-    drifted = {one.sample_id for one in now.tops.get("drifted", ())}
-    return survey(night.before, wanted | {SAME: same_as(drifted)}, size=gallery.SIZE)
+    column = told_by(night.before, night.explained)
+    drifted = {_identity(one, column) for one in now.tops.get("drifted", ())}
+    return survey(night.before, wanted | {SAME: same_as(column, drifted)}, size=gallery.SIZE)
+
+
+def _identity(one: Explanation, column: str) -> str:
+    """What tells an image in both runs, see `pipeline.drift.profile.told_by`."""
+    return one.content or one.sample_id if column == CONTENT else one.sample_id
 
 
 def _pictured(found: Survey, concerns: Sequence[Concern]) -> Iterable[Explanation]:
@@ -187,24 +195,27 @@ def _galleries(
     night: "Night", photographs: Album, now: Survey, earlier: Album | None, before: Survey | None
 ) -> list[Gallery]:
     paired = night.drift is not None and night.drift.pairs > 0
-    same = _earlier_pictures(earlier, before) if paired else {}
+    column = told_by(night.before, night.explained) if night.before else ""
+    same = _earlier_pictures(earlier, before, column) if paired else {}
     kinds = KINDS | ({"drifted": PAIRED} if paired else {})
     found = []
     for name, kind in kinds.items():
         cards = (
-            photographs.card(one, measure=kind.measure, earlier=same.get(one.sample_id) if kind is PAIRED else None)
+            photographs.card(
+                one, measure=kind.measure, earlier=same.get(_identity(one, column)) if kind is PAIRED else None
+            )
             for one in now.tops.get(name, ())
         )
         found.append(Gallery(name, kind, tuple(cards)))
     return found
 
 
-def _earlier_pictures(earlier: Album | None, before: Survey | None) -> dict[str, Picture]:
-    """Images that drifted, as the earlier run saw and mapped them, by sample id."""
+def _earlier_pictures(earlier: Album | None, before: Survey | None, column: str) -> dict[str, Picture]:
+    """Images that drifted, as the earlier run saw and mapped them, by what tells them."""
     if earlier is None or before is None:
         return {}
     alt = "The same image in the earlier night, with its map"
-    return {one.sample_id: earlier.mapped(one, alt) for one in before.tops[SAME]}
+    return {_identity(one, column): earlier.mapped(one, alt) for one in before.tops[SAME]}
 
 
 def _moved(galleries: Sequence[Gallery], concerns: Sequence[Concern]) -> tuple[Card, ...]:

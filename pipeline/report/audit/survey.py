@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -162,13 +164,12 @@ def pulling(index: int, before: NDArray[np.float64], now: NDArray[np.float64]) -
     return value
 
 
-def same_as(sample_ids: set[str]) -> Value:
-    """The images of these names, in order of the run."""
-    names = np.array(sorted(sample_ids), dtype=object)
+def same_as(column: str, wanted: set[str]) -> Value:
+    """The images whose name or digest is wanted, in order of the run."""
+    names = pa.array(sorted(wanted), pa.string())
 
     def value(batch: Batch) -> NDArray[np.float64]:
-        ids = np.asarray(batch.rows.column("sample_id").to_numpy(zero_copy_only=False))
-        return np.where(np.isin(ids, names), 1.0, np.nan)
+        return np.where(np.asarray(pc.is_in(batch.rows.column(column), names)), 1.0, np.nan)
 
     return value
 
