@@ -88,12 +88,15 @@ def test_every_command_and_example_runs(demo: Path) -> None:
     assert len(wanted) >= 6
     (night,) = blocks("yaml audit")
     (demo / "audit.yaml").write_text(night)
+    (compared,) = blocks("yaml study")
+    (demo / "study.yaml").write_text(compared)
     for command in wanted:
         if not command.startswith("make demo"):
             run(command, demo)
     assert (demo / "demo" / "contact-sheet.png").stat().st_size > 10_000
     assert "circle" in (demo / "demo" / "audit.html").read_text()
     assert (demo / "demo" / "nights" / "index.json").exists()
+    assert (demo / "demo" / "study" / "report.html").stat().st_size > 100_000
     for code in blocks("python"):
         example(code, demo)
     (code,) = blocks("python onnxruntime")
