@@ -50,6 +50,9 @@ def _environment(spec: ServeSpec) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if spec.ray_address or os.environ.get("RAY_ADDRESS"):
         return
+    if os.environ.get("OTEL_TRACES_EXPORTER", "none") != "none":
+        os.environ.setdefault("RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH", "serve.tracing:processors")
+        os.environ.setdefault("RAY_SERVE_TRACING_SAMPLING_RATIO", os.environ.get("OTEL_TRACES_SAMPLER_ARG", "1"))
     os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", str(max(spec.limits.body_bytes, GRPC_ANSWER_BYTES)))
     for name in ("USER_CODE_IN_SEPARATE_THREAD", "ROUTER_IN_SEPARATE_LOOP"):  # nothing blocks our event loop
         os.environ.setdefault(f"RAY_SERVE_RUN_{name}", "0")

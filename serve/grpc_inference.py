@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import grpc
 from google.protobuf.message import Message
 
+from serve import tracing
 from serve.forms import request_id
 from serve.grpc_messages import SERVICE, answer, asked, message, read
 from serve.inference import check_version, infer, model_metadata, server_metadata
@@ -177,7 +178,8 @@ class GrpcInference:
         status = grpc.StatusCode.CANCELLED
         noted, started = self._service.access.begin(), time.perf_counter()
         try:
-            found = await self._admitted(method, request, metadata, identity)
+            with tracing.request(method, identity, metadata):
+                found = await self._admitted(method, request, metadata, identity)
             status = grpc.StatusCode.OK
             context.set_trailing_metadata([("x-request-id", identity)])
         except RefusedError as problem:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from serve import tracing
 from serve.forms import problem_response, request_id
 from serve.problems import RefusedError
 from serve.proxy import ARRIVED
@@ -72,7 +73,8 @@ class Intake:
         noted = self.service.access.begin()
         started = time.perf_counter()
         try:
-            await self._served(scope, headers, receive, answering)
+            with tracing.request("request", identity, headers):
+                await self._served(scope, headers, receive, answering)
         except RefusedError as problem:
             await self._told(problem, scope, receive, answering, identity)
         except Exception:  # noqa: BLE001 # told with its traceback

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from schemas.online import ServeSpec
+from serve import tracing
 from serve.access import AccessLog, about
 from serve.admission import Admission
 from serve.backends import Backend, Here
@@ -88,6 +89,7 @@ class Answer:
         now = time.perf_counter()
         self.timing_ms["render"] = (now - rendering) * 1000
         self.timing_ms["total"] = (now - self.started) * 1000
+        tracing.stages(self.timing_ms, self.started, rendering)
 
 
 class Service:

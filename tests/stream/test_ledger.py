@@ -89,7 +89,7 @@ def files(ledger: Ledger, shard: str) -> dict[str, bytes]:
 
 def test_a_fragment_is_named_after_its_rows(ledger: Ledger) -> None:
     (receipt,) = ledger.commit(table(rows("a", 4, 5, 6)), METADATA)
-    assert receipt == (key("a"), 3, 0, "{}")
+    assert receipt == (key("a"), 3, 0, "{}", "a", 4)
     assert [*files(ledger, "a")] == ["000000004-000000007.parquet"]
     assert ledger.coverage("a") == Coverage((Span(4, 7),), None)
     assert ledger.fragments("a") == [ledger.path(STATE, "fragments", key("a"), "000000004-000000007.parquet")]
