@@ -278,6 +278,9 @@ def _read(address: str, columns: list[str], storage: Mapping[str, Any]) -> Itera
     filesystem, path = open_filesystem(address, storage)
     try:
         with filesystem.open(path, "rb") as file:
-            yield from pq.ParquetFile(file).iter_batches(columns=columns)
-    except (OSError, pa.ArrowException, KeyError) as error:
+            parquet = pq.ParquetFile(file)
+            if absent := set(columns) - set(parquet.schema_arrow.names):
+                raise InputError(f"{address} has no column {', '.join(sorted(absent))}")
+            yield from parquet.iter_batches(columns=columns)
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"{address} cannot be read ({error}); expected Parquet with {', '.join(columns)}") from error
