@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from samples import job, jpeg, rows, state, write_tars
+from samples import job, jpeg, rows, save_sure_network, state, write_tars
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -238,6 +238,21 @@ def test_boxes_are_measured_beside_their_chance(tmp_path: Path) -> None:
     chance = score(result, "chance", "energy", "tiny_cnn")
     assert chance["value"] == pytest.approx(np.mean([row["box_area"] for row in measured]))
     assert {one["metric"] for one in result["scores"]} == {"pointing_game", "energy", "relevance_rank"}
+
+
+def test_grids_of_confident_images_are_measured_beside_their_controls(tars: Path, tmp_path: Path) -> None:
+    save_sure_network(tmp_path / "network.safetensors", 16)
+    methods, metrics = ["gradcam", "inputxgradient"], {"deletion": {"parameters": {"step": 512}}}
+    fields = {"weights": str(tmp_path / "network.safetensors"), "label_field": "nothing", "methods": methods}
+    measure = {"images": 2, "metrics": metrics, "grids": 2, "grid_settings": ["difull"]}
+    result = study(spec(tars, tmp_path / "out", measure=measure, **fields))
+    grids = rows(tmp_path / "out" / "runs" / "tiny_cnn" / "gradcam" / "grids")
+    assert len(grids) == 4  # two grids of two scored cells
+    for method, column in (("gradcam", "score"), ("random, 4 x 4", "score_random")):
+        one = score(result, method, "difull", "tiny_cnn")
+        assert (one["images"], one["value"]) == (2, pytest.approx(np.mean([row[column] for row in grids]), abs=1e-6))
+    assert score(result, "inputxgradient", "difull", "tiny_cnn")["value"] == pytest.approx(1.0)
+    assert any("difull" in statement for statement in result["statements"])
 
 
 def test_the_command_reads_a_file_and_flags(tars: Path, tmp_path: Path) -> None:

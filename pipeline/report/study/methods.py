@@ -33,7 +33,10 @@ def table(entrants: Sequence[Entrant], scores: Sequence[Score], measures: Sequen
     known = [one for one in measures if any(metric == one.name for _, metric in by_cell)]
     columns = (
         Column("Method", numeric=False),
-        *(Column(f"{one.name} {ARROWS[one.higher_is_better]}", note=MEANINGS.get(one.name, "").rstrip(".")) for one in known),
+        *(
+            Column(f"{one.name} {ARROWS[one.higher_is_better]}", note=MEANINGS.get(one.name, "").rstrip("."))
+            for one in known
+        ),
         Column("s an image"),
     )
     rows = {one.method: _row(one, by_cell, known) for one in entrants}
