@@ -91,24 +91,25 @@ def test_the_variable_switches_the_command_to_json_errors_too(
 
 
 @pytest.mark.ray
-def test_the_shard_of_a_worker_that_died_is_in_its_log(cluster: Any, tmp_path: Path) -> None:
-    """Each process writes to its own log: Ray keeps those of workers in its session's folder."""
-    write_tar(tmp_path / "in" / "deadly.tar", [(f"{n}", {"jpg": jpeg(n)}) for n in range(3)])
-    write_tar(tmp_path / "in" / "calm.tar", [(f"{n}", {"jpg": jpeg(n + 3)}) for n in range(3)])
+def test_workers_tell_their_shards_in_logs_of_their_own(
+    cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each process writes to its own stderr, which Ray keeps for workers in its session's folder."""
+    write_tars(tmp_path / "in", shards=2, each=3)
     explain(job(tmp_path / "in", tmp_path / "out", runner="ray", workers=1, progress="json"))
-    logs = Path(cluster.address_info["session_dir"]) / "logs"
-    found = [line for line in ours(logs, tmp_path) if line["event"] in ("reading", "committed")]
-    assert {Path(line["shard"]).name for line in found if line["event"] == "reading"} == {"deadly.tar", "calm.tar"}
+    [driver] = [line for line in capfd.readouterr().err.splitlines() if '"event": "done"' in line]
+    found = list(of_workers(Path(cluster.address_info["session_dir"]) / "logs", json.loads(driver)["run"]))
+    read = {Path(line["shard"]).name for line in found if line["event"] == "reading"}
+    assert read == {"shard-000.tar", "shard-001.tar"}
     assert sum(line["images"] for line in found if line["event"] == "committed") == 6
-    assert len({line["run"] for line in found}) == 1
     assert os.getpid() not in {line["pid"] for line in found}
 
 
-def ours(logs: Path, folder: Path) -> Iterator[Line]:
-    """Lines of workers on a job's shards."""
+def of_workers(logs: Path, run: str) -> Iterator[Line]:
+    """Lines of a run in the logs of Ray's workers."""
     for path in logs.glob("worker-*.err"):
         for text in path.read_text(errors="replace").splitlines():
-            if text.startswith("{") and str(folder) in text:
+            if text.startswith("{") and run in text:
                 yield json.loads(text)
 
 
