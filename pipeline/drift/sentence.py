@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.drift.finding import Finding
 
+LEAST = 1e-99
+"""Smaller p-values are all the same to a reader."""
 SHARES = ("accuracy", "rejects")
 """Findings whose values are shares of images."""
 
@@ -37,8 +39,12 @@ def sentence(one: "Finding", alpha: float) -> str:
     """
     return (
         f"{statement(one, alpha)}; {one.effect_name} {one.effect:.3f} (alert from {one.threshold:g}), corrected p "
-        f"{one.corrected:.2g}, {one.before} images before and {one.after} now."
+        f"{_chance(one.corrected)}, {one.before} images before and {one.after} now."
     )
+
+
+def _chance(p_value: float) -> str:
+    return f"{p_value:.2g}" if p_value >= LEAST else f"< {LEAST:g}"
 
 
 def _begun(text: str) -> str:

@@ -8,8 +8,10 @@ from audit_nights import HOSTILE, IMAGES, Nights, unlabelled
 from page_browser import browser_path, launched, opened
 from playwright.sync_api import Browser, Page, expect
 
+from pipeline.evaluation.aggatt import EDGES
 from pipeline.report.audit.gallery import KINDS
 from pipeline.report.audit.page import page
+from schemas.grids import SETTINGS
 
 SECTIONS = ("Counts", "Performance", "Calibration", "Classes", "How good the maps are", "Images to look at", "Drift")
 
@@ -85,6 +87,20 @@ def test_without_classes_to_compare_the_first_screen_shows_images(
         shown = tab.locator(".concerns")
         expect(shown.get_by_role("heading")).to_have_text("The maps that moved most")
         expect(shown.locator("img")).to_have_count(6 * 3)
+
+
+def test_panels_frame_the_cell_of_their_class(alarmed: str, browser: Browser) -> None:
+    with opened(browser, alarmed, ready=False) as tab:
+        rows = tab.locator("#maps .panels")
+        assert rows.count() == len(SETTINGS)
+        assert [row.locator("img").count() for row in rows.all()] == [len(EDGES) - 1] * len(SETTINGS)
+        panel = rows.first.locator(".framed").first
+        whole, framed = panel.bounding_box(), panel.locator("i").bounding_box()
+        assert whole is not None
+        assert framed is not None
+        assert (framed["x"], framed["y"]) == (whole["x"], whole["y"])
+        assert framed["width"] == pytest.approx(whole["width"] / 2)
+        assert framed["height"] == pytest.approx(whole["height"] / 2)
 
 
 def test_a_table_is_sorted_by_keyboard(alarmed: str, browser: Browser) -> None:

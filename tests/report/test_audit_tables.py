@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from pipeline.report.audit.gauges import gauges
 from pipeline.report.audit.tables import SCHEMAS, tables
+from schemas.grids import SETTINGS
 
 
 def test_tables_hold_what_the_night_holds(found: Nights, tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_tables_hold_what_the_night_holds(found: Nights, tmp_path: Path) -> None
     classes = made["classes"].to_pylist()
     assert {row["name"] for row in classes} == set(HOSTILE)
     assert sum(row["labelled"] for row in classes) == night.performance.overall.labelled
-    assert [row["metric"] for row in made["metrics"].to_pylist()] == ["insertion", "mprt"]
+    assert [row["metric"] for row in made["metrics"].to_pylist()] == ["insertion", "mprt", *SETTINGS]
     assert {row["slice"] for row in made["slices"].to_pylist()} == {"prediction_name"}
     for name, table in made.items():
         pq.write_table(table, tmp_path / f"{name}.parquet")

@@ -26,7 +26,7 @@ MEANINGS: dict[str, str] = {
     "randomlogit": "How alike the maps of the class and of another one are.",
     "classsensitivity": "How alike the maps of the likeliest and the least likely class are.",
     "gridpg": "Share of the map in the right one of four images, of 2 x 2 grids that the network sees whole.",
-    "difull": "The same where only one image reaches the score: what lies in the others is wrong.",
+    "difull": "The same where only one image reaches the score; methods that weigh whole channels reach 0.5 at most.",
     "dipart": "The same where only one image's last features reach the score.",
     "pointing_game": "Whether the map's highest point is in, or within 15 px of, a box.",
     "energy": "Share of the evidence within the boxes.",
@@ -41,7 +41,7 @@ COLUMNS = (
     *(Column(f"{control.capitalize()} maps") for control in CONTROLS),
     Column("Chance", note="of a point or cell placed at random"),
     Column("p", note="Wilcoxon signed-rank test against random maps, one-sided, corrected for all metrics"),
-    Column("Images", note="of the grids: grids"),
+    Column("Images", note="or grids, of the metrics on grids"),
     Column("Against random maps", numeric=False),
 )
 
