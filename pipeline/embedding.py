@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import records
+from pipeline.bias import description
 from pipeline.bias.embedder import Embedder
 from pipeline.bias.masks import evidence_masks, smooth_masks
 from pipeline.graph import Columns, ExplanationGraph, seed_of
 from pipeline.model import load
-from schemas.embeddings import COLUMNS, SHARE, EmbedSpec, Space
+from schemas.embeddings import COLUMNS, DESCRIPTIONS, SHARE, EmbedSpec, Space
 from schemas.graph import GraphSpec
 
 
@@ -46,9 +47,12 @@ class EmbeddingGraph(ExplanationGraph):
     @cached_property
     def schema(self) -> pa.Schema:
         """Arrow schema of the rows that `__call__` returns."""
-        kind = pa.list_(pa.float32(), self.embedder.width)
-        fields = [pa.field(COLUMNS[space], kind) for space in self.embed.spaces]
-        return pa.schema([*super().schema, pa.field(SHARE, pa.float32()), *fields])
+        looks = pa.list_(pa.float32(), description.width(self.model.preprocessing.channels))
+        described = [pa.field(name, looks) for name in DESCRIPTIONS.values()]
+        embedded = [
+            pa.field(COLUMNS[space], pa.list_(pa.float32(), self.embedder.width)) for space in self.embed.spaces
+        ]
+        return pa.schema([*super().schema, pa.field(SHARE, pa.float32()), *described, *embedded])
 
     def rows(self, images: records.Rows, found: Columns) -> pa.Table:
         """See `ExplanationGraph.rows`; embeddings stand beside the first target, null where the mask is empty."""
@@ -65,10 +69,16 @@ class EmbeddingGraph(ExplanationGraph):
         first = np.arange(len(finite)) * every
         share = evidence.float().mean(dim=(1, 2)).cpu().numpy()
         table = _with_column(table, SHARE, pa.array(share), first)
-        for space in self.embed.spaces:
-            features = self.embedder(pixels, self._masks(space, evidence, seeds)).cpu().numpy()
+        columns = {
+            name: (space, description.describe(pixels, self._masks(space, evidence, seeds)))
+            for space, name in DESCRIPTIONS.items()
+        } | {
+            COLUMNS[space]: (space, self.embedder(pixels, self._masks(space, evidence, seeds)))
+            for space in self.embed.spaces
+        }
+        for name, (space, values) in columns.items():
             missing = (share == 0) & (space != "image")
-            table = _with_column(table, COLUMNS[space], _vectors(features, missing), first)
+            table = _with_column(table, name, _vectors(values.cpu().numpy(), missing), first)
         return table
 
     def _masks(self, space: Space, evidence: Tensor, seeds: list[int]) -> Tensor | None:

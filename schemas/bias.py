@@ -50,9 +50,14 @@ class EmbeddingSettings(Frozen):
     file: Address | None = Field(None, description="Parquet with `sample_id` and embeddings that were computed before.")
     column: str = Field("embedding", description="Column of that file.")
 
+    @property
+    def own(self) -> bool:
+        """Whether the features are those of the explained network."""
+        return self.model is None and self.file is None
+
     def spec(self, seed: int) -> EmbedSpec:
-        """What is to be embedded."""
-        return EmbedSpec(spaces=self.spaces, model=self.model, kept=self.kept, seed=seed)
+        """What is to be embedded: nothing but descriptions where embeddings come from a file."""
+        return EmbedSpec(spaces=() if self.file else self.spaces, model=self.model, kept=self.kept, seed=seed)
 
 
 class RulesSpec(Frozen):
@@ -64,6 +69,11 @@ class RulesSpec(Frozen):
     threshold: Share = Field(0.5, description="Least membership of an image in its slice.")
     least_images: PositiveInt = Field(15, description="Of a slice in each half.")
     least_gap: Annotated[float, Field(ge=0, lt=1)] = Field(0.15, description="Accuracy of the others minus its own.")
+    least_separation: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.7,
+        description="How well a slice's images must be told from right ones by colours and edges (area under the "
+        "curve), where it was found in the explained network's own features; below it is a confusion.",
+    )
     q: Level = Field(0.05, description="Level of the Benjamini-Hochberg correction.")
     level: Level = Field(0.95, description="Of the intervals.")
 

@@ -20,12 +20,19 @@ COLUMNS: dict[Space, str] = {
 SHARE = "evidence_share"
 """Column with the share of the image that the evidence keeps; 0 where the map has no positive cell."""
 
+DESCRIPTIONS: dict[Space, str] = {
+    "image": "description",
+    "evidence": "description_evidence",
+    "rest": "description_rest",
+}
+"""Columns of what images look like without any network, see `pipeline.bias.description`."""
+
 
 class EmbedSpec(Frozen):
     """What is embedded; equal specifications give equal columns.
 
     Attributes:
-        spaces: each once.
+        spaces: each once; none where embeddings come from elsewhere. Descriptions are always computed.
         model: network whose features are taken; None for the explained one.
         kept: largest share of the image that its evidence is.
         seed: of the random space.

@@ -11,12 +11,13 @@ from pydantic_core import to_jsonable_python
 from pipeline.bias.contrast import Contrast, Difference, contrast, difference
 from pipeline.bias.enrichment import Enrichment, enrichment
 from pipeline.bias.example import NO_IMAGE, nearest_correct, top_members
-from pipeline.bias.gap import Ints
+from pipeline.bias.gap import Estimate, Ints
 from pipeline.bias.gathered import Gathered
 from pipeline.bias.keywords import Keyword, keywords
-from pipeline.bias.trial import Trial
+from pipeline.bias.trial import Trial, told_apart
 from pipeline.bias.verdict import SliceVerdict, members
 from pipeline.heatmap import statistics
+from schemas.embeddings import Space
 
 SHOWN = 8
 CONTRAST_IMAGES = 20_000
@@ -36,6 +37,8 @@ class Finding:
         wrong: those of them that are predicted wrong, the foremost first.
         neighbours: for the first `SHOWN` of `wrong`, the nearest right one of the class, or NO_IMAGE.
         contrast: where the evidence lies, against the other images of its classes; None where nothing can be compared.
+        separations: how well its images are told from right ones by colours and edges of the whole image, of its
+            evidence, and of the rest: where the difference lies.
         statistics: summary numbers of its maps against those of the others, by name.
         enrichment: attribute values that it has more often, the most certain first.
         keywords: of its captions, where there are any.
@@ -47,6 +50,7 @@ class Finding:
     wrong: Ints
     neighbours: Ints
     contrast: Contrast | None
+    separations: Mapping[Space, Estimate]
     statistics: Mapping[str, Difference]
     enrichment: tuple[Enrichment, ...]
     keywords: tuple[Keyword, ...]
@@ -57,6 +61,18 @@ class Finding:
         values = [f"{one.attribute} {one.value}" for one in self.enrichment if one.enriched][:3]
         words = [one.text for one in self.keywords][:3]
         return ", ".join(values) or ", ".join(words)
+
+    @property
+    def where(self) -> str:
+        """Whether what sets its images apart is what the model looks at; empty where that cannot be said."""
+        evidence, rest = (self.separations.get(space) for space in ("evidence", "rest"))
+        if evidence is None or rest is None:
+            return ""
+        if evidence.low > rest.high:
+            return "What sets them apart is what the model looks at."
+        if rest.low > evidence.high:
+            return "What sets them apart is not what the model looks at."
+        return ""
 
     def to_json(self, images: Gathered) -> dict[str, Any]:
         """A plain dictionary; images by their ids."""
@@ -69,6 +85,8 @@ class Finding:
             "wrong": [images.sample_ids[row] for row in self.wrong[:SHOWN]],
             "neighbours": [None if row == NO_IMAGE else images.sample_ids[row] for row in self.neighbours],
             "contrast": None if self.contrast is None else self.contrast.to_json(),
+            "separations": {space: to_jsonable_python(one) for space, one in self.separations.items()},
+            "where": self.where,
             "statistics": {name: one.to_json() for name, one in self.statistics.items()},
             "enrichment": [one.to_json() for one in self.enrichment],
             "keywords": [to_jsonable_python(one) for one in self.keywords],
@@ -114,10 +132,18 @@ def _finding(
         wrong=rows[wrong],
         neighbours=np.where(near == NO_IMAGE, NO_IMAGE, rows[near]),
         contrast=contrast(maps, inside[compared], half.labels[compared], seed=seed),
+        separations=_separations(images, trial, one),
         statistics=_statistics(maps, inside[compared], half.labels[compared], seed),
         enrichment=enrichment(_texts(images, rows, captions), inside, half.labels),
         keywords=_keywords(images, rows[inside], captions),
     )
+
+
+def _separations(images: Gathered, trial: Trial, one: SliceVerdict) -> dict[Space, Estimate]:
+    found = {
+        space: told_apart(looks, one, trial.halves, trial.verdict.rules) for space, looks in images.descriptions.items()
+    }
+    return {space: area for space, area in found.items() if area is not None}
 
 
 def _compared(inside: np.ndarray[Any, np.dtype[np.bool_]], labels: Ints, seed: int) -> Ints:

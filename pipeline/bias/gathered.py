@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.measuring import rank
 from pipeline.stream.finished import FinishedRun
 from pipeline.stream.storage import open_filesystem
-from schemas.embeddings import COLUMNS, Space
+from schemas.embeddings import COLUMNS, DESCRIPTIONS, Space
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -36,6 +36,7 @@ class Gathered:
         probabilities: (N, K) float32, see `spread`.
         maps: (N, h, w) float32, raw and signed, of the first target.
         embeddings: (N, D) float32 by space; NaN where an image has no evidence.
+        descriptions: (N, D) float32 by space, of `pipeline.bias.description`; NaN where an image has no evidence.
         attributes: N texts, or None, by name.
         statements: what a reader must know of the choice.
     """
@@ -47,6 +48,7 @@ class Gathered:
     probabilities: Floats
     maps: Floats
     embeddings: Mapping[Space, Floats]
+    descriptions: Mapping[Space, Floats]
     attributes: Mapping[str, tuple[str | None, ...]]
     statements: tuple[str, ...]
 
@@ -105,17 +107,16 @@ def gather(
     """
     wanted, statements = _drawn(run, spaces, images=images, seed=seed, memory=memory)
     columns = ["label", "prediction", "sample_id", "rank", "uri", "top5", "top5_scores", "heatmap", "heatmap_scale"]
-    columns += [COLUMNS[space] for space in spaces] + list(attributes)
+    columns += [*DESCRIPTIONS.values(), *(COLUMNS[space] for space in spaces), *attributes]
     parts = []
     for batch in run.batches(list(dict.fromkeys(columns))):
         kept = _labelled(batch) & np.array([rank(name, seed) <= wanted for name in batch["sample_id"].to_pylist()])
         if kept.any():
             parts.append(_part(batch.filter(pa.array(kept)), run.classes, run.grid, spaces, attributes))
     found = _joined(parts, statements)
-    empty = {space: int((~found.embedded(space)).sum()) for space in spaces}
-    most = max(empty.values(), default=0)
-    if most:
-        note = f"{most} of {len(found)} images have a map without positive evidence: no masked space holds them."
+    empty = int(np.isnan(found.descriptions["evidence"][:, 0]).sum())
+    if empty:
+        note = f"{empty} of {len(found)} images have a map without positive evidence: no masked space holds them."
         found = replace(found, statements=(*found.statements, note))
     return found
 
@@ -184,7 +185,8 @@ def _drawn(
             f"{run.address} has no label: bias discovery asks where the network errs; name the labels with "
             "--label-field and explain the images again"
         )
-    widths = [run.schema.field(COLUMNS[space]).type.list_size for space in spaces]
+    vectors = [*DESCRIPTIONS.values(), *(COLUMNS[space] for space in spaces)]
+    widths = [run.schema.field(name).type.list_size for name in vectors]
     height, width = run.grid
     most = min(images, max(2, memory // (4 * (sum(widths) + run.classes + height * width))))
     if len(ranks) <= most:
@@ -224,6 +226,7 @@ def _part(
         probabilities=spread(top.astype(np.int64), scores.astype(np.float32), classes),
         maps=maps.astype(np.float32) * np.asarray(batch["heatmap_scale"], dtype=np.float32)[:, None, None],
         embeddings={space: _vectors(batch[COLUMNS[space]]) for space in spaces},
+        descriptions={space: _vectors(batch[name]) for space, name in DESCRIPTIONS.items()},
         attributes={name: tuple(batch[name].to_pylist()) for name in attributes},
         statements=(),
     )
@@ -251,6 +254,9 @@ def _joined(parts: Sequence[Gathered], statements: tuple[str, ...]) -> Gathered:
         probabilities=np.concatenate([part.probabilities for part in parts]),
         maps=np.concatenate([part.maps for part in parts]),
         embeddings={space: np.concatenate([part.embeddings[space] for part in parts]) for space in first.embeddings},
+        descriptions={
+            space: np.concatenate([part.descriptions[space] for part in parts]) for space in first.descriptions
+        },
         attributes={
             name: tuple(value for part in parts for value in part.attributes[name]) for name in first.attributes
         },
@@ -269,6 +275,7 @@ def _taken(found: Gathered, rows: Ints) -> Gathered:
         probabilities=found.probabilities[rows],
         maps=found.maps[rows],
         embeddings={space: vectors[rows] for space, vectors in found.embeddings.items()},
+        descriptions={space: vectors[rows] for space, vectors in found.descriptions.items()},
         attributes={name: tuple(values[row] for row in chosen) for name, values in found.attributes.items()},
         statements=found.statements,
     )

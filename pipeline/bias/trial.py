@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bias.gap import Ints
-from pipeline.bias.gathered import Gathered
+from pipeline.bias.gap import Estimate, Ints
+from pipeline.bias.gathered import Floats, Gathered
+from pipeline.bias.separation import Sides, separation
 from pipeline.bias.slicing import slicers
-from pipeline.bias.verdict import Half, Rules, Verdict, verdict
+from pipeline.bias.verdict import Half, Rules, SliceVerdict, Verdict, members, verdict, with_separation
 from pipeline.errors import MethodError
 from schemas.bias import SlicerSpec
 from schemas.embeddings import Space
@@ -38,13 +39,18 @@ class Trial:
     verdict: Verdict
 
     @property
+    def halves(self) -> tuple[tuple[Ints, Half], tuple[Ints, Half]]:
+        """Positions and images of the discovery half, and of the held-out half."""
+        return (self.rows[0], self.discovery), (self.rows[1], self.held_out)
+
+    @property
     def harm(self) -> float:
         """Share of the held-out errors that the confirmed slices have above what their classes have elsewhere."""
         return sum(one.harm.value for one in self.verdict.confirmed if one.harm is not None)
 
     @property
     def flagged(self) -> int:
-        """Slices that fail where they were found, confirmed or not."""
+        """Slices that fail where they were found, whatever became of them."""
         return sum(one.status != "passed" for one in self.verdict.slices)
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +68,15 @@ class Trial:
 
 
 def attempt(
-    images: Gathered, spec: SlicerSpec, space: Space, rules: Rules, names: Mapping[int, str], *, seed: int, halves: int
+    images: Gathered,
+    spec: SlicerSpec,
+    space: Space,
+    rules: Rules,
+    names: Mapping[int, str],
+    *,
+    seed: int,
+    halves: int,
+    own: bool = True,
 ) -> Trial:
     """Finds slices on one half of the images and judges them on both.
 
@@ -74,6 +88,7 @@ def attempt(
         names: of classes, for the sentences.
         seed: of the slicer, unless its parameters have one.
         halves: seed of the halves.
+        own: whether the embeddings are features of the network that is judged; then slices must look different too.
 
     Returns:
         The trial.
@@ -96,4 +111,33 @@ def attempt(
         for part, half in zip((first, second), rows, strict=True)
     )
     found = verdict(discovery, held_out, rules, names=names)
+    if own:
+        halved = ((rows[0], discovery), (rows[1], held_out))
+        apart = [told_apart(images.descriptions["image"], one, halved, rules) for one in found.confirmed]
+        found = with_separation(found, apart)
     return Trial(spec.name, space, slices.statement, (rows[0], rows[1]), discovery, held_out, found)
+
+
+def told_apart(
+    looks: Floats, one: SliceVerdict, halves: tuple[tuple[Ints, Half], tuple[Ints, Half]], rules: Rules
+) -> Estimate | None:
+    """How well a slice's images are told from right ones of its classes by their looks.
+
+    Args:
+        looks: (N, D) descriptions of the gathered images.
+        one: the slice.
+        halves: positions in the gathered images, and the half, for the discovery and the held-out half.
+        rules: that decide who is a member.
+
+    Returns:
+        See `pipeline.bias.separation.separation`; images without a description are left out.
+    """
+    discovery, held_out = (_sides(looks[rows], one, half, rules) for rows, half in halves)
+    return separation(discovery, held_out, rules.level)
+
+
+def _sides(looks: Floats, one: SliceVerdict, half: Half, rules: Rules) -> Sides:
+    inside = members(half, one, rules)
+    right = np.isin(half.labels, np.unique(half.labels[inside])) & half.correct & ~inside
+    known = np.isfinite(looks[:, 0])
+    return Sides(looks[inside & known], looks[right & known])

@@ -1,6 +1,6 @@
 """Which slices really fail: found on one half of the images, confirmed on the other, ranked by the errors they cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -13,8 +13,8 @@ from pipeline.bias.gap import Counts, Estimate, Ints, gap, p_value
 from pipeline.performance.result import Share, share
 
 Unit: TypeAlias = Literal["class", "slice"]
-Status: TypeAlias = Literal["confirmed", "flagged", "passed"]
-STATUSES: tuple[Status, ...] = ("confirmed", "flagged", "passed")
+Status: TypeAlias = Literal["confirmed", "confusion", "flagged", "passed"]
+STATUSES: tuple[Status, ...] = ("confirmed", "confusion", "flagged", "passed")
 NO_SLICE = -1
 
 
@@ -31,6 +31,7 @@ class Rules:
         threshold: least membership; an image is of the slice of which it has most, or of none.
         least_images: of a candidate, in each half.
         least_gap: accuracy of the others minus that of the candidate must be above it, in each half.
+        least_separation: area under the curve that the interval of a slice's separation must be above.
         q: level of the Benjamini-Hochberg correction, in each half.
         level: of the intervals.
 
@@ -42,6 +43,7 @@ class Rules:
     threshold: float = 0.5
     least_images: int = 15
     least_gap: float = 0.15
+    least_separation: float = 0.7
     q: float = 0.05
     level: float = 0.95
 
@@ -52,6 +54,7 @@ class Rules:
             (0.0 <= self.threshold <= 1.0, f"threshold is a membership in [0, 1], found {self.threshold}"),
             (self.least_images >= 1, f"least_images must be at least 1, found {self.least_images}"),
             (0.0 <= self.least_gap < 1.0, f"least_gap is a difference of accuracies in [0, 1), found {self.least_gap}"),
+            (0.0 <= self.least_separation < 1.0, f"least_separation is in [0, 1), found {self.least_separation}"),
             (0.0 < self.q < 1.0, f"q must be in (0, 1), found {self.q}"),
             (0.0 < self.level < 1.0, f"level must be in (0, 1), found {self.level}"),
         ):
@@ -120,13 +123,16 @@ class SliceVerdict:
     Attributes:
         slice: index of the slice, column of the memberships.
         label: class of its images; None where it is a whole slice.
-        status: `confirmed` in both halves; `flagged` in the discovery half only, which proves nothing, since slices of
-            errors can be found in any model; `passed` in neither.
+        status: `confirmed` in both halves; `confusion` in both halves too, but nothing that can be seen without the
+            model sets its images apart, see `with_separation`; `flagged` in the discovery half only, which proves
+            nothing, since slices of errors can be found in any model; `passed` in neither.
         discovery: in the half that the slice was found on.
         held_out: in the other half; None where it passed and was not tested.
         errors: its share of all errors of the held-out half; None where it passed.
         harm: errors above what the others' accuracy would give, as a share of all held-out errors; the interval is
             that of the gap. None where it passed, and where the held-out half cannot say.
+        separation: how well its images can be told from right ones of the class by their looks; None where that was not
+            asked.
         sentence: in words.
     """
 
@@ -137,6 +143,7 @@ class SliceVerdict:
     held_out: Side | None
     errors: Share | None
     harm: Estimate | None
+    separation: Estimate | None = None
     sentence: str = ""
 
 
@@ -227,6 +234,38 @@ def verdict(
     ranked = sorted([*found, *passed], key=_rank)
     worded = tuple(replace(one, sentence=_sentence(one, rules, names or {})) for one in ranked)
     return Verdict(rules, worded, tuple(_statements(here, there, len(candidates), rules)))
+
+
+def with_separation(found: Verdict, separations: Sequence[Estimate | None]) -> Verdict:
+    """Takes slices whose images look like any others of their class out of the confirmed ones.
+
+    A model's own features tell where it errs, on other images too: what it takes for another class is a slice of its
+    features in any model, biased or not. Such a slice names no reason. A reason that can be named can be seen.
+
+    Args:
+        found: the verdict.
+        separations: one for each confirmed slice, in order; None where it could not be asked.
+
+    Returns:
+        The verdict in which these are confusions.
+    """
+    judged = iter(separations)
+    return replace(found, slices=tuple(sorted((_seen(one, judged, found.rules) for one in found.slices), key=_rank)))
+
+
+def _seen(one: SliceVerdict, separations: Iterator[Estimate | None], rules: Rules) -> SliceVerdict:
+    if one.status != "confirmed" or (seen := next(separations)) is None:
+        return one
+    apart = seen.low > rules.least_separation
+    told = (
+        f" Its images look different from right ones (area under the curve {seen.value:.2f})."
+        if apart
+        else f" Colours and edges do not set its images apart (area under the curve {seen.value:.2f}): the model takes "
+        "them for another class, and no reason can be named."
+    )
+    status: Status = "confirmed" if apart else "confusion"
+    sentence = one.sentence.replace(": confirmed;", f": {status};") + told
+    return replace(one, status=status, separation=seen, sentence=sentence)
 
 
 _Candidate: TypeAlias = tuple[int, int | None]

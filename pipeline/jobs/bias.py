@@ -11,14 +11,14 @@ from pipeline.bias.verdict import Rules
 from pipeline.errors import MethodError, OutputError
 from pipeline.flags import built, merged
 from pipeline.jobs.cluster import cluster
-from pipeline.jobs.explain import clear, explain
+from pipeline.jobs.explain import clear
 from pipeline.jobs.progress import Display, display
 from pipeline.jobs.run import Selection, run
 from pipeline.jobs.sample import draw
 from pipeline.stream.finished import FinishedRun, open_run
 from pipeline.stream.ledger import STATE, Ledger
 from schemas.bias import BiasSpec
-from schemas.embeddings import COLUMNS, Space
+from schemas.embeddings import Space
 from schemas.job import IDENTITY, JobSpec
 
 RESULT = "bias.json"
@@ -112,10 +112,10 @@ def bias(spec: BiasSpec) -> Discovery:
     shown = display(spec.progress)
     try:
         with cluster(spec) as ready:
-            explained = _embedded(spec, shown, ready)
+            explained, statements = _embedded(spec, shown, ready)
         images = _gathered(spec, explained)
         shown.say("looking for slices", images=len(images), classes=explained.classes)
-        found = _discovery(spec, explained, images, shown)
+        found = _discovery(spec, explained, images, statements, shown)
         _write(found, shown)
     finally:
         shown.close()
@@ -128,39 +128,22 @@ def class_names(explained: FinishedRun) -> dict[int, str]:
     return dict(enumerate(labels)) if isinstance(labels, list) else {}
 
 
-def _embedded(spec: BiasSpec, shown: Display, ready: Callable[[], None]) -> FinishedRun:
-    """The explained images with the embeddings that are asked for."""
-    if spec.embeddings.file is not None:
-        return _explained(spec, ready)
-    if spec.explanations is None:
-        job, plan = spec.job(f"{spec.output}/explained"), None
-    else:
+def _embedded(spec: BiasSpec, shown: Display, ready: Callable[[], None]) -> tuple[FinishedRun, list[str]]:
+    """The explained images with descriptions and the embeddings that are asked for, and what to say of the choice."""
+    job, plan, statements = spec.job(f"{spec.output}/explained"), None, []
+    if spec.explanations is not None:
         given = open_run(spec.explanations, spec.storage)
-        if _suffices(given, spec):
-            return given
         job, plan = _same_job(spec, given), _plan(spec, given)
+        if given.record.explained > spec.images:
+            explained = given.record.explained
+            statements = [f"{spec.images} of the {explained} explained images were drawn at random and are looked at."]
     ledger, selection = Ledger(job.output, spec.storage), Selection(plan, spec.embeddings.spec(spec.seed))
     saved = ledger.read_json(STATE, "job.json")
     if spec.overwrite or (saved is not None and saved["identity"] != selection.identity(job)):
         clear(ledger)
     if ledger.read_json("run.json") is None:
         run(job, ledger, shown, ready, selection)
-    return open_run(job.output, spec.storage)
-
-
-def _explained(spec: BiasSpec, ready: Callable[[], None]) -> FinishedRun:
-    if spec.explanations is not None:
-        return open_run(spec.explanations, spec.storage)
-    ready()
-    job = spec.job(f"{spec.output}/explained")
-    explain(job.model_copy(update={"max_reject_share": 1.0}))
-    return open_run(job.output, spec.storage)
-
-
-def _suffices(given: FinishedRun, spec: BiasSpec) -> bool:
-    """Whether the run holds every embedding already."""
-    asked = {COLUMNS[space] for space in spec.embeddings.spaces}
-    return spec.embeddings.model is None and asked <= set(given.schema.names)
+    return open_run(job.output, spec.storage), statements
 
 
 def _same_job(spec: BiasSpec, given: FinishedRun) -> JobSpec:
@@ -192,7 +175,7 @@ def _gathered(spec: BiasSpec, explained: FinishedRun) -> Gathered:
     return with_embeddings(found, settings.file, settings.column, spec.storage)
 
 
-def _discovery(spec: BiasSpec, explained: FinishedRun, images: Gathered, shown: Display) -> Discovery:
+def _discovery(spec: BiasSpec, explained: FinishedRun, images: Gathered, drawn: list[str], shown: Display) -> Discovery:
     names = class_names(explained)
     trials, statements = _trials(spec, images, names, shown)
     described = findings(images, trials[0], names, captions=spec.captions, seed=spec.seed, most=DESCRIBED)
@@ -202,7 +185,7 @@ def _discovery(spec: BiasSpec, explained: FinishedRun, images: Gathered, shown: 
         images,
         tuple(trials),
         described,
-        (*images.statements, trials[0].statement, *trials[0].verdict.statements, *statements),
+        (*drawn, *images.statements, trials[0].statement, *trials[0].verdict.statements, *statements),
     )
 
 
@@ -218,7 +201,18 @@ def _trials(
     for slicer, space in asked:
         shown.say("slicing", slicer=slicer.name, space=space)
         try:
-            trials.append(attempt(images, slicer, space, rules, names, seed=spec.seed, halves=spec.halves_seed))
+            trials.append(
+                attempt(
+                    images,
+                    slicer,
+                    space,
+                    rules,
+                    names,
+                    seed=spec.seed,
+                    halves=spec.halves_seed,
+                    own=spec.embeddings.own,
+                )
+            )
         except MethodError as error:
             if not trials:
                 raise

@@ -36,6 +36,7 @@ def decoded(pixels: np.ndarray) -> Rows:
         "uri": IDS[:count],
         "shard": ["s"] * count,
         "row": list(range(count)),
+        "content_digest": pa.nulls(count, pa.string()),
         "width": [SIZE] * count,
         "height": [SIZE] * count,
         "pixels": content,
