@@ -10,7 +10,7 @@ from pipeline.bias.finding import SHOWN, Finding
 from pipeline.report.audit.gallery import Album, Card, album
 from pipeline.report.bias.naming import others, slice_names, told
 from pipeline.report.explanation import Explanation, explanations
-from pipeline.report.html.number import interval, number, p_value, percent, plural
+from pipeline.report.html.number import count, interval, number, p_value, percent, plural
 from pipeline.report.html.picture import Picture, heat
 from pipeline.report.html.table import Cell, Column, Table, fixed, share, tested, text
 
@@ -138,8 +138,8 @@ def exhibition(found: "Discovery") -> Exhibition:
 
 def _pairs(found: "Discovery", one: Finding) -> list[tuple[str, ...]]:
     """Sample ids of the wrong images, each with its neighbour where it has one."""
-    count = SHOWN if one.slice.status == "confirmed" else FLAGGED
-    pairs = zip(one.wrong[:count].tolist(), one.neighbours[:count].tolist(), strict=True)
+    most = SHOWN if one.slice.status == "confirmed" else FLAGGED
+    pairs = zip(one.wrong[:most].tolist(), one.neighbours[:most].tolist(), strict=True)
     ids = found.images.sample_ids
     return [tuple(ids[row] for row in pair if row != NO_IMAGE) for pair in pairs]
 
@@ -235,14 +235,19 @@ def _values(one: Finding, anchor: str) -> Table:
 
 def _value(one: Enrichment) -> tuple[Cell, ...]:
     ratio = one.odds_ratio
-    bounds = f"{number(ratio.low)} to {number(ratio.high)}"
+    bounds = f"{_times(ratio.low)} to {_times(ratio.high)}"
     return (
         text(f"{one.attribute} {one.value}", note="more frequent" if one.enriched else ""),
         share(one.inside.value),
         share(one.outside.value),
-        Cell(number(ratio.value), ratio.value, note=bounds),
+        Cell(_times(ratio.value), ratio.value, note=bounds),
         tested(one.corrected),
     )
+
+
+def _times(ratio: float) -> str:
+    """Three digits of an odds ratio, without an exponent for great ones."""
+    return count(round(ratio)) if ratio >= 1000 else number(ratio)
 
 
 def _statistics(one: Finding, anchor: str) -> Table:
@@ -257,12 +262,12 @@ def _statistics(one: Finding, anchor: str) -> Table:
     for name, found in one.statistics.items():
         title, note = NAMES[name]
         apart = found.difference
-        bounds = f"{apart.low:.3f} to {apart.high:.3f}"
-        difference = Cell(f"{apart.value:+.3f}", apart.value, note=bounds)
+        bounds = f"{apart.low:.3f} to {apart.high:.3f}".replace("-", "−")
+        difference = Cell(f"{apart.value:+.3f}".replace("-", "−"), apart.value, note=bounds)
         rows.append(
             (text(title, note=note), fixed(found.inside), fixed(found.outside), difference, tested(found.p_value))
         )
-    return Table(f"{anchor}-maps", "Where the evidence lies", columns, tuple(rows))
+    return Table(f"{anchor}-maps", "Where the evidence lies", columns, tuple(rows), note="p of each by itself.")
 
 
 def _missing(photographs: Album) -> str:

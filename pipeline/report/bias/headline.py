@@ -47,7 +47,7 @@ class Headline:
     """The first screen.
 
     Attributes:
-        mood: `alert` where a slice fails, else `calm`.
+        mood: `alert` where a slice fails, `unknown` where none could be tested, else `calm`.
         verdict: in a few words.
         answer: in a sentence.
         points: slices that fail, by harm.
@@ -56,7 +56,7 @@ class Headline:
         tiles: numbers.
     """
 
-    mood: Literal["alert", "calm"]
+    mood: Literal["alert", "calm", "unknown"]
     verdict: str
     answer: str
     points: tuple[Point, ...]
@@ -78,8 +78,8 @@ def headline(found: "Discovery") -> Headline:
     described = list(zip(slice_names(found.findings, names), found.confirmed, strict=False))[:POINTS]
     could = reach(found.main)
     return Headline(
-        mood="alert" if confirmed else "calm",
-        verdict=_verdict(len(confirmed)),
+        mood="alert" if confirmed else "calm" if found.main.verdict.slices else "unknown",
+        verdict=_verdict(len(confirmed), len(found.main.verdict.slices)),
         answer=_answer(found),
         points=tuple(Point(name, told(one, names)) for name, one in described),
         hidden=len(confirmed) - len(described),
@@ -88,7 +88,9 @@ def headline(found: "Discovery") -> Headline:
     )
 
 
-def _verdict(confirmed: int) -> str:
+def _verdict(confirmed: int, tested: int) -> str:
+    if not tested:
+        return "No slice could be tested"
     if not confirmed:
         return "No slice fails beyond chance"
     return f"{plural(confirmed, 'slice')} {'fails' if confirmed == 1 else 'fail'}"

@@ -116,6 +116,7 @@ def _plot(found: "Discovery", drawn: Drawn, places: NDArray[np.float64]) -> Plot
         axes.plot([], [], "x", color=QUIET, markersize=5, label="wrong")
         axes.set(xticks=[], yticks=[])
         axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
         axes.figure.legend(loc="outside lower center", ncols=2, fontsize=8)
 
     counts = [f"{name}: {(drawn.slices == place).sum()} images" for place, name in enumerate(names)]
