@@ -90,12 +90,16 @@ def test_every_command_and_example_runs(demo: Path) -> None:
     (demo / "audit.yaml").write_text(night)
     (compared,) = blocks("yaml study")
     (demo / "study.yaml").write_text(compared)
+    (searched,) = blocks("yaml bias")
+    (demo / "bias.yaml").write_text(searched)
     for command in wanted:
         if not command.startswith("make demo"):
             run(command, demo)
     assert (demo / "demo" / "contact-sheet.png").stat().st_size > 10_000
     assert "circle" in (demo / "demo" / "audit.html").read_text()
     assert (demo / "demo" / "nights" / "index.json").exists()
+    for report in ("bias.html", "slices/report.html"):
+        assert "circle with tag none" in (demo / "demo" / report).read_text()
     assert (demo / "demo" / "study" / "report.html").stat().st_size > 100_000
     for code in blocks("python"):
         example(code, demo)

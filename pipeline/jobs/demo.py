@@ -1,4 +1,4 @@
-"""The demo: a network that fell for a planted cue, the main job that shows it, and an audit that notices the cue."""
+"""The demo: a network that fell for a planted cue, the job that shows it, an audit that notices, slices that fail."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +16,24 @@ from rich.markup import escape
 from pipeline.bias import planted, tinycnn
 from pipeline.errors import AlertError
 from pipeline.jobs.audit import audit
+from pipeline.jobs.bias import Discovery, bias
 from pipeline.jobs.cluster import cluster
 from pipeline.jobs.explain import explain
+from pipeline.report.bias.naming import slice_names, told
 from pipeline.report.summary import inspect_run
 from pipeline.stream.ledger import Ledger
 from pipeline.stream.s3server import serve_s3
 from schemas.audit import AuditSpec
+from schemas.bias import BiasSpec
 from schemas.job import JobSpec
 
 TRAINING_IMAGES = 1400
 EXPLAINED_IMAGES = 600
+MIXED_IMAGES = 900
 SHARDS = 6
 MONDAY = "images-of-monday"
+MIXED = "images-mixed"
+ATTRIBUTES = ("tag", "decoy_name", "core_quadrant")
 METRICS = {"insertion": {}, "deletion": {}, "mprt": {"images": 16}}
 console = Console()
 
@@ -64,11 +70,13 @@ def demo(folder: Path, *, s3: bool) -> None:
             explain(spec)
             sheet = inspect_run(spec.output, place.storage, sheet=str(folder / "contact-sheet.png"), images=24)
             report = _audited(spec, place, folder)
+            slices, found = _searched(spec, place, folder)
     console.print(
         f"\nOpen [bold]{sheet}[/]: circles are found by the small magenta square beside them, not by their shape "
         "(the heatmap lights the square), the other shapes by themselves. That is what raylens is for.\n"
         f"Open [bold]{report}[/]: on Monday the square was as frequent beside every shape, on Tuesday it stands beside "
         "circles; the audit says what changed.\n"
+        f"Open [bold]{slices}[/]: {found}\n"
         f"Data {place.root}, Parquet {spec.output}/explanations, job {folder / 'job.yaml'}",
         soft_wrap=True,
     )
@@ -108,9 +116,10 @@ def _train(folder: Path) -> Path:
 def _write_images(place: Place, folder: Path) -> None:
     spec = planted.regime("demo", n_images=EXPLAINED_IMAGES, seed=2)
     before = replace(spec, rho=1 / len(spec.classes), seed=3)
-    for images, name in ((spec, "images"), (before, MONDAY)):
+    mixed = replace(spec, rho=0.5, n_images=MIXED_IMAGES, seed=3)
+    for images, name in ((spec, "images"), (before, MONDAY), (mixed, MIXED)):
         filesystem, path = fsspec.url_to_fs(f"{place.root}/{name}", **place.storage)
-        planted.write_tars(images, filesystem, path, shards=SHARDS, images_per_shard=EXPLAINED_IMAGES // SHARDS)
+        planted.write_tars(images, filesystem, path, shards=SHARDS, images_per_shard=images.n_images // SHARDS)
     example = next(image for i in range(EXPLAINED_IMAGES) if (image := planted.render(spec, i)).cue >= 0)
     Image.fromarray(example.image).save(folder / "example.png")
     console.print(f"[bold cyan]images[/] {EXPLAINED_IMAGES} in {SHARDS} WebDataset tars at {place.root}/images")
@@ -133,9 +142,8 @@ def _spec(place: Place, weights: Path, folder: Path) -> JobSpec:
 
 def _audited(spec: JobSpec, place: Place, folder: Path) -> Path:
     """Two nights: Monday, whose squares say nothing, and Tuesday, the images that were explained already."""
-    fields = {name: getattr(spec, name) for name in spec.model_fields_set - {"input", "output", "overwrite"}}
     audits = f"{place.root}/audits"
-    fields |= {"output": audits, "measure": {"images": 48, "metrics": METRICS}}
+    fields = _same_model(spec) | {"output": audits, "measure": {"images": 48, "metrics": METRICS}}
     Ledger(audits, place.storage).remove("")  # of an earlier demo
     console.print("[bold cyan]audit[/] two nights: the network is the same, the images change")
     nights = [
@@ -147,10 +155,34 @@ def _audited(spec: JobSpec, place: Place, folder: Path) -> Path:
             audit(night)
         except AlertError as error:
             console.print(f"[bold yellow]alert[/] {escape(str(error))}", soft_wrap=True)
-    report = folder / "audit.html"
-    ledger = Ledger(audits, place.storage)
-    report.write_bytes(ledger.filesystem.cat_file(ledger.path("tuesday", "report.html")))
-    return report
+    return _copied(Ledger(audits, place.storage), "tuesday", "report.html", to=folder / "audit.html")
+
+
+def _searched(spec: JobSpec, place: Place, folder: Path) -> tuple[Path, str]:
+    """Bias discovery on images of which every other circle has no square; its report, and what it found."""
+    console.print("[bold cyan]bias[/] which slices fail, on images half of whose circles have no square")
+    output = f"{place.root}/bias"
+    fields = _same_model(spec) | {"input": (f"{place.root}/{MIXED}/*.tar",), "output": output, "overwrite": True}
+    found = bias(BiasSpec(**fields, attributes=ATTRIBUTES))
+    return _copied(Ledger(output, place.storage), "report.html", to=folder / "bias.html"), _worst(found)
+
+
+def _worst(found: Discovery) -> str:
+    """The slice that costs most errors."""
+    if not found.confirmed:
+        return "no slice fails beyond chance."
+    name, *_ = slice_names(found.findings, found.names)
+    return f"of {len(found.confirmed)} slices that fail, the worst is {name}: {told(found.confirmed[0], found.names)}."
+
+
+def _same_model(spec: JobSpec) -> dict[str, Any]:
+    """The fields of the job that another job on other images shares."""
+    return {name: getattr(spec, name) for name in spec.model_fields_set - {"input", "output", "overwrite"}}
+
+
+def _copied(ledger: Ledger, *name: str, to: Path) -> Path:
+    to.write_bytes(ledger.filesystem.cat_file(ledger.path(*name)))
+    return to
 
 
 def _given(spec: JobSpec) -> dict[str, Any]:
