@@ -28,6 +28,7 @@ class GridsSpec(Frozen):
     seed: int = 0
 
 
+MISSING = pa.struct([("code", pa.string()), ("message", pa.string())])
 SHEET = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
@@ -35,7 +36,7 @@ SHEET = pa.schema(
         pa.field("classes", pa.list_(pa.int32()), nullable=False, metadata={"unit": "of the four cells, row by row"}),
         pa.field("sample_ids", pa.list_(pa.string()), nullable=False),
         pa.field("images", pa.list_(pa.binary()), nullable=False, metadata={"unit": "encoded; null: see errors"}),
-        pa.field("errors", pa.list_(pa.string()), nullable=False, metadata={"unit": "why an image is missing"}),
+        pa.field("errors", pa.list_(MISSING), nullable=False, metadata={"unit": "why an image is missing, or null"}),
     ]
 )
 """A grid a row, before it is explained; sheets are removed when the run is sealed."""

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import attribution
-from pipeline.errors import InputError, MethodError, OutputError
+from pipeline.errors import InputError, MethodError, OutputError, RowError
 from pipeline.evaluation.grid_settings import GridScorer
 from pipeline.evaluation.grids import CELLS, CONFIDENCE, Candidates, plan_grids
 from pipeline.jobs.explain import clear
@@ -23,11 +23,13 @@ from pipeline.model import LoadedModel, load
 from pipeline.report.html.number import plural
 from pipeline.runtime.threads import one_thread
 from pipeline.stream import sheets, sources
+from pipeline.stream.decode import content_digest
 from pipeline.stream.finished import FinishedRun, open_run
 from pipeline.stream.ledger import STATE, Ledger
 from pipeline.stream.shards import Sample, Shard
 from pipeline.stream.sheets import GridSteps
 from pipeline.stream.steps import Steps
+from schemas.explanations import CONTENT
 from schemas.grids import SHEET, GridsSpec
 from schemas.job import JobSpec
 from schemas.measures import Setting
@@ -62,6 +64,7 @@ class Candidate(NamedTuple):
         rank: see `pipeline.measuring.rank`.
         sample_id: of the image.
         place: of its bytes.
+        content: digest of its bytes; None where the run does not hold it.
         prediction: class index.
         score: of the prediction.
     """
@@ -70,6 +73,7 @@ class Candidate(NamedTuple):
     rank: int
     sample_id: str
     place: Place
+    content: str | None
     prediction: int
     score: float
 
@@ -156,7 +160,7 @@ def _laid_out(job: JobSpec, explained: FinishedRun, wanted: GridsSpec, ledger: L
         statements.append(f"{told}: {wanted.grids} {plan.statement}.")
         grids += [(setting, number, images) for setting in group for number, images in enumerate(plan.images)]
     ledger.write_json({"statements": statements}, STATE, PLAN)
-    images = fetched(explained, shards, {found[i].place for _, _, grid in grids for i in grid.tolist()})
+    images = fetched(explained, shards, {found[i].place: found[i].content for *_, grid in grids for i in grid.tolist()})
     rows = [_sheet_row(setting, number, [found[i] for i in grid.tolist()], images) for setting, number, grid in grids]
     return sheets.write(ledger, pa.Table.from_pylist(rows, schema=SHEET))
 
@@ -202,7 +206,8 @@ def candidates(explained: FinishedRun, shards: Sequence[Shard], wanted: GridsSpe
     most = max(PER_CLASS, -(-2 * CELLS * wanted.grids // explained.classes))
     sure: dict[int, list[Candidate]] = defaultdict(list)
     best: dict[int, list[Candidate]] = defaultdict(list)
-    for batch in explained.batches(["sample_id", "shard", "row", "rank", "label", "prediction", "score"]):
+    told = [CONTENT] if CONTENT in explained.schema.names else []
+    for batch in explained.batches(["sample_id", "shard", "row", "rank", "label", "prediction", "score", *told]):
         for one in _usable(batch, positions, wanted.seed):
             if one.score >= CONFIDENCE:
                 sure[one.prediction].append(one)
@@ -219,12 +224,11 @@ def _usable(batch: pa.RecordBatch, positions: dict[str, int], seed: int) -> Iter
     """Images of the chosen shards that no label calls wrong."""
     label, prediction = (np.asarray(batch.column(name).fill_null(NONE)) for name in ("label", "prediction"))
     rows = np.flatnonzero((np.asarray(batch.column("rank")) == 0) & ((label == NONE) | (label == prediction)))
-    columns = ("sample_id", "shard", "row", "prediction", "score")
-    for sample_id, shard, row, index, score in zip(
-        *(batch.column(name).take(pa.array(rows)).to_pylist() for name in columns), strict=True
-    ):
+    for one in batch.take(pa.array(rows)).to_pylist():
+        name, shard = one["sample_id"], one["shard"]
         if shard in positions:
-            yield Candidate(positions[shard], rank(sample_id, seed), sample_id, (shard, row), index, score)
+            place, content = (shard, one["row"]), one.get(CONTENT)
+            yield Candidate(positions[shard], rank(name, seed), name, place, content, one["prediction"], one["score"])
 
 
 def _columns(found: Sequence[Candidate]) -> Candidates:
@@ -236,43 +240,56 @@ def _columns(found: Sequence[Candidate]) -> Candidates:
     )
 
 
-def fetched(explained: FinishedRun, shards: Sequence[Shard], places: set[Place]) -> dict[Place, bytes | str]:
+def fetched(
+    explained: FinishedRun, shards: Sequence[Shard], places: Mapping[Place, str | None]
+) -> dict[Place, bytes | RowError]:
     """Encoded images, read again from where the run says that they are; each shard once.
 
     Args:
         explained: the run.
         shards: its plan.
-        places: of the images.
+        places: of the images, with the digest of the bytes that were explained, or None where it is not known.
 
     Returns:
         Bytes for every place, or the reason why there are none.
     """
-    rows: dict[str, list[int]] = defaultdict(list)
-    for shard, row in sorted(places):
-        rows[shard].append(row)
+    rows: dict[str, dict[int, str | None]] = defaultdict(dict)
+    for (shard, row), content in sorted(places.items()):
+        rows[shard][row] = content
     by_name = {shard.name: shard for shard in shards}
     with ThreadPoolExecutor(THREADS) as pool:
         tasks = [pool.submit(_of_shard, by_name[name], wanted, explained.storage) for name, wanted in rows.items()]
         return {place: data for task in tasks for place, data in task.result().items()}
 
 
-def _of_shard(shard: Shard, rows: list[int], storage: dict[str, Any]) -> dict[Place, bytes | str]:
-    found: dict[Place, bytes | str] = {(shard.name, row): "the shard does not hold it any more" for row in rows}
+def _of_shard(shard: Shard, rows: dict[int, str | None], storage: dict[str, Any]) -> dict[Place, bytes | RowError]:
+    gone = _again("missing_object", "the shard does not hold it any more")
+    found: dict[Place, bytes | RowError] = {(shard.name, row): gone for row in rows}
     part = replace(shard, only=[(row, row + 1) for row in rows])
+    last = max(rows)
     for sample in sources.read(part, storage, limit=None):
-        if (shard.name, sample.row) in found:
-            found[shard.name, sample.row] = _bytes(sample)
-        if sample.row >= rows[-1]:
+        if sample.row in rows:
+            found[shard.name, sample.row] = _bytes(sample, rows[sample.row])
+        if sample.row >= last:
             break
     return found
 
 
-def _bytes(sample: Sample) -> bytes | str:
-    return str(sample.error) if sample.error else sample.data
+def _bytes(sample: Sample, content: str | None) -> bytes | RowError:
+    """The image that was explained, not what has taken its place since."""
+    if sample.error:
+        return _again(sample.error.code, str(sample.error))
+    if content is not None and content != content_digest(sample.data):
+        return _again("changed_object", f"{sample.sample_id} holds other bytes than those that were explained")
+    return sample.data
+
+
+def _again(code: str, why: str) -> RowError:
+    return RowError(code, f"an image of a cell cannot be read again: {why}", stage="read")
 
 
 def _sheet_row(
-    setting: Setting, number: int, cells: list[Candidate], images: dict[Place, bytes | str]
+    setting: Setting, number: int, cells: list[Candidate], images: dict[Place, bytes | RowError]
 ) -> dict[str, Any]:
     found = [images[one.place] for one in cells]
     return {
@@ -281,5 +298,5 @@ def _sheet_row(
         "classes": [one.prediction for one in cells],
         "sample_ids": [one.sample_id for one in cells],
         "images": [data if isinstance(data, bytes) else None for data in found],
-        "errors": [data if isinstance(data, str) else None for data in found],
+        "errors": [{"code": data.code, "message": str(data)} if isinstance(data, RowError) else None for data in found],
     }

@@ -117,9 +117,10 @@ def _composed(
     return sample, np.concatenate([top, bottom])
 
 
-def _cell(data: bytes | None, error: str | None, decoder: Decoder) -> NDArray[np.uint8]:
-    if data is None:
-        raise RowError("missing_object", f"an image of a cell cannot be read again: {error}", stage="read")
+def _cell(data: bytes | None, error: dict[str, str] | None, decoder: Decoder) -> NDArray[np.uint8]:
+    if error is not None:
+        raise RowError(error["code"], error["message"], stage="read")
+    assert data is not None
     return decoder.decode(data).pixels
 
 

@@ -18,11 +18,11 @@ from pipeline.evaluation.grids import CELLS, CORNERS, montage
 from pipeline.graph import ExplanationGraph, seed_of
 from pipeline.jobs import streaming
 from pipeline.jobs.explain import explain
-from pipeline.jobs.grids import Gridded, candidates, gridded
+from pipeline.jobs.grids import Gridded, candidates, fetched, gridded
 from pipeline.jobs.progress import display
 from pipeline.measuring import graph_of
 from pipeline.stream import sheets, sources
-from pipeline.stream.decode import Decoder
+from pipeline.stream.decode import Decoder, content_digest
 from pipeline.stream.finished import FinishedRun, open_run
 from pipeline.stream.ledger import STATE, Ledger, Span
 from pipeline.stream.shards import Shard
@@ -203,6 +203,22 @@ def test_an_image_that_has_gone_costs_its_grids(explained: FinishedRun, tmp_path
     record = state(tmp_path / "out", "run.json")
     assert record["explained"] + len(rejects) == 3 * WANTED.grids
     assert f"{len(rejects)} of 30 grids could not be explained: {len(rejects)} missing_object." in found.statements
+
+
+def test_an_image_that_was_changed_is_told(explained: FinishedRun, tmp_path: Path) -> None:
+    """An older run does not hold the bytes' digests, so that nobody can know."""
+    plan = Ledger(explained.address, {}).plan() or []
+    found = candidates(explained, plan, WANTED)
+    assert all(one.content for one in found)
+    known = {one.place: one.content for one in found[:3]}
+    [other, unknown, kept] = known
+    images = fetched(explained, plan, known | {other: content_digest(b"another image"), unknown: None})
+    assert isinstance(images[unknown], bytes)
+    assert isinstance(images[kept], bytes)
+    error = images[other]
+    assert isinstance(error, RowError)
+    assert (error.code, error.stage) == ("changed_object", "read")
+    assert "other bytes than those that were explained" in str(error)
 
 
 def test_too_few_classes_are_told(explained: FinishedRun, tmp_path: Path) -> None:
