@@ -10,6 +10,7 @@ from page_browser import browser_path, launched, opened
 from playwright.sync_api import Browser, Page, expect
 
 from pipeline.bias.finding import SHOWN
+from pipeline.bias.verdict import SliceVerdict, Status
 from pipeline.jobs.bias import Discovery
 from pipeline.report.bias.controls import controls
 from pipeline.report.bias.landscape import IMAGES as DRAWN
@@ -58,11 +59,11 @@ def described(found: Discovery, **changes: object) -> Discovery:
     return replace(found, findings=tuple(changed))
 
 
-def flagged(found: Discovery) -> Discovery:
-    """As if the other half had confirmed none of the slices."""
+def judged(found: Discovery, status: Status) -> Discovery:
+    """As if every slice had been judged so."""
 
-    def unsure(one: object) -> object:
-        return replace(one, status="flagged")
+    def unsure(one: SliceVerdict) -> SliceVerdict:
+        return replace(one, status=status)
 
     verdict = found.main.verdict
     main = replace(found.main, verdict=replace(verdict, slices=tuple(map(unsure, verdict.slices))))
@@ -147,7 +148,7 @@ def test_no_width_scrolls_sideways(failing: str, browser: Browser, width: int, s
 
 @browsed
 def test_slices_that_are_not_confirmed_prove_nothing(found: Found, browser: Browser, tmp_path: Path) -> None:
-    unsure = flagged(found.failing)
+    unsure = judged(found.failing, "flagged")
     with opened(browser, written(page(unsure), tmp_path), ready=False) as tab:
         expect(tab.get_by_role("heading", level=1)).to_contain_text("No slice fails beyond chance")
         expect(tab.locator(".verdict")).to_contain_text("looked bad on the images that found")
@@ -156,6 +157,15 @@ def test_slices_that_are_not_confirmed_prove_nothing(found: Found, browser: Brow
         expect(folded.locator("article").first).to_be_hidden()
         folded.locator("summary").click()
         expect(folded.locator("article .case").first).to_be_visible()
+
+
+@browsed
+def test_a_confusion_names_no_reason(found: Found, browser: Browser, tmp_path: Path) -> None:
+    confused = judged(found.failing, "confusion")
+    with opened(browser, written(page(confused), tmp_path), ready=False) as tab:
+        expect(tab.get_by_role("heading", level=1)).to_contain_text("No slice fails beyond chance")
+        expect(tab.locator(".verdict")).to_contain_text("no reason can be named")
+        expect(tab.locator("#slices summary")).to_contain_text("look like the rest of their class")
 
 
 @browsed

@@ -28,6 +28,7 @@ COLUMNS = (
     Column("Images", note="of both halves; those without evidence have no masked embedding"),
     Column("Flagged", note="slices that fail on the half that they were found on"),
     Column("Confirmed", note="of these, the ones that fail on the other half too"),
+    Column("Confusions", note="fail on both halves, and nothing that can be seen sets their images apart"),
     Column("Harm", note="share of the held-out errors that the confirmed slices have beyond what their classes have"),
 )
 
@@ -54,6 +55,7 @@ def _row(one: Trial, *, is_main: bool) -> tuple[Cell, ...]:
         counted(sum(len(rows) for rows in one.rows)),
         counted(one.flagged),
         counted(len(one.verdict.confirmed)),
+        counted(sum(each.status == "confusion" for each in one.verdict.slices)),
         share(one.harm),
     )
 

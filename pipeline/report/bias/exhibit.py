@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 from pipeline.bias.enrichment import Enrichment
 from pipeline.bias.example import NO_IMAGE
 from pipeline.bias.finding import SHOWN, Finding
+from pipeline.bias.verdict import Status
 from pipeline.report.audit.gallery import Album, Card, album
+from pipeline.report.bias.controls import SHOWN as SHOWN_AS
 from pipeline.report.bias.naming import others, slice_names, told
 from pipeline.report.explanation import Explanation, explanations
 from pipeline.report.html.number import count, interval, number, p_value, percent, plural
+from pipeline.report.html.number import fixed as fixed_number
 from pipeline.report.html.picture import Picture, heat
 from pipeline.report.html.table import Cell, Column, Table, fixed, share, tested, text
 
@@ -68,7 +71,7 @@ class Exhibit:
         name: of the slice.
         told: how accurate the model is in it and beside it.
         sentence: the same with every number.
-        confirmed: whether it fails in both halves.
+        status: of its verdict.
         facts: its numbers.
         shares: what its images share, in words, the most certain first.
         cases: its foremost wrong images.
@@ -76,6 +79,7 @@ class Exhibit:
         outside: that of the others, on the same scale.
         others: who they are.
         contrast: what the two say.
+        looks: what sets its images apart, in words; empty where that was not asked.
         tables: summary numbers of the maps, and attribute values.
         keywords: of its captions.
     """
@@ -84,7 +88,7 @@ class Exhibit:
     name: str
     told: str
     sentence: str
-    confirmed: bool
+    status: Status
     facts: tuple[Fact, ...]
     shares: tuple[str, ...]
     cases: tuple[Case, ...]
@@ -92,6 +96,7 @@ class Exhibit:
     outside: Picture | None
     others: str
     contrast: str
+    looks: str
     tables: tuple[Table, ...]
     keywords: str
 
@@ -102,11 +107,13 @@ class Exhibition:
 
     Attributes:
         confirmed: those that fail, by harm.
+        confusions: those that fail and look like the rest of their class.
         flagged: those that failed only where they were found.
         missing: a note about photographs that could not be had; empty where all are there.
     """
 
     confirmed: tuple[Exhibit, ...]
+    confusions: tuple[Exhibit, ...]
     flagged: tuple[Exhibit, ...]
     missing: str
 
@@ -130,8 +137,9 @@ def exhibition(found: "Discovery") -> Exhibition:
     named = zip(slice_names(found.findings, found.names), found.findings, strict=True)
     shown = [_exhibit(found, one, name, place, photographs, explained) for place, (name, one) in enumerate(named, 1)]
     return Exhibition(
-        confirmed=tuple(one for one in shown if one.confirmed),
-        flagged=tuple(one for one in shown if not one.confirmed),
+        confirmed=tuple(one for one in shown if one.status == "confirmed"),
+        confusions=tuple(one for one in shown if one.status == "confusion"),
+        flagged=tuple(one for one in shown if one.status == "flagged"),
         missing=_missing(photographs),
     )
 
@@ -155,7 +163,7 @@ def _exhibit(
         name=name,
         told=told(one, names),
         sentence=one.slice.sentence,
-        confirmed=one.slice.status == "confirmed",
+        status=one.slice.status,
         facts=tuple(_facts(one)),
         shares=tuple(_shared(each) for each in one.enrichment if each.enriched)[:VALUES],
         cases=tuple(Case(card, right[0] if right else None) for card, *right in cards),
@@ -163,6 +171,7 @@ def _exhibit(
         outside=outside,
         others=others(one.slice, names),
         contrast=_contrast(one, names),
+        looks=_looks(one),
         tables=tuple(_tables(one, anchor)),
         keywords=", ".join(f"{word.text} ({word.wrong} wrong, {word.others} right)" for word in one.keywords[:VALUES]),
     )
@@ -196,6 +205,15 @@ def _contrast(one: Finding, names: Mapping[int, str]) -> str:
     return f"{moved}, beyond what random slices would show (p {p_value(found.p_value)})."
 
 
+def _looks(one: Finding) -> str:
+    """How well its images are told from right ones without the network, and whether by what it looks at."""
+    areas = [f"{fixed_number(found.value)} by {SHOWN_AS[space]}" for space, found in one.separations.items()]
+    if not areas:
+        return ""
+    told = f"Colours and edges tell its images from right ones of the class: area under the curve {', '.join(areas)}."
+    return f"{told} {one.where}".strip()
+
+
 def _facts(one: Finding) -> Iterator[Fact]:
     side, first = one.slice.held_out, one.slice.discovery
     if side is None:
@@ -210,6 +228,10 @@ def _facts(one: Finding) -> Iterator[Fact]:
     if one.slice.harm:
         harm = one.slice.harm
         yield Fact("Harm", percent(harm.value), f"of the errors; {interval(harm.low, harm.high)}")
+    if one.slice.separation:
+        apart = one.slice.separation
+        bounds = f"{fixed_number(apart.low)} to {fixed_number(apart.high)}"
+        yield Fact("Looks different", fixed_number(apart.value), f"area under the curve; {bounds}")
     if first.gap:
         yield Fact("Where it was found", percent(first.gap.value), f"gap of {plural(first.images.hits, 'image')}")
 

@@ -98,12 +98,18 @@ def _verdict(confirmed: int, tested: int) -> str:
 
 def _answer(found: "Discovery") -> str:
     main = found.main
-    tested, flagged = len(main.verdict.slices), main.flagged
+    tested = len(main.verdict.slices)
+    flagged, confusions = (sum(one.status == name for one in main.verdict.slices) for name in ("flagged", "confusion"))
     if main.verdict.confirmed:
         which = "It fails" if len(main.verdict.confirmed) == 1 else "They fail"
         return f"{which} on images that had no part in finding {'it' if which == 'It fails' else 'them'}:"
     if not tested:
         return "No slice has enough images to be tested, so this says nothing about the model."
+    if confusions:
+        return (
+            f"The model confuses {plural(confusions, 'group')} of images on both halves, but they look like the "
+            "rest of their class: no reason can be named."
+        )
     if not flagged:
         return f"{plural(tested, 'slice was', 'slices were')} tested; each is as accurate as the rest of its class."
     return (

@@ -34,6 +34,12 @@ def rules(found: "Discovery") -> Iterator[str]:
         "the Benjamini-Hochberg correction for all slices that were tested there."
     )
     yield (
+        "The network's own features tell where it errs, whatever the images show. A slice that was found in them must "
+        "also look different: a linear classifier of colours and edges, trained on the one half, must tell its images "
+        f"from right ones of the class on the other, area under the curve above {one.least_separation:g} with its "
+        "whole interval. Else it is a confusion: real, but without a reason that can be named."
+    )
+    yield (
         f"An image is of the slice of which it has most, if that is at least {one.threshold:g}. Harm is the errors "
         "that a slice has beyond what others of its classes would have, as a share of all held-out errors."
     )
