@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.bias.cues import CueMeasures, cue_measures
 from pipeline.bias.finding import Finding, findings
 from pipeline.bias.gathered import Gathered, gather, with_embeddings
+from pipeline.bias.mitigation import Outcome
+from pipeline.bias.remedy import remedies
 from pipeline.bias.trial import Trial, attempt
 from pipeline.bias.verdict import Rules
 from pipeline.errors import MethodError, OutputError
@@ -37,6 +40,8 @@ class Discovery:
         images: the labelled ones that were looked at.
         trials: slicers and spaces; the first one's slices are reported, the others stand beside it.
         findings: slices that fail, by harm.
+        cues: how far predictions follow attributes that might be shortcuts; None where none are named.
+        mitigation: what a new last layer would give; empty where nothing is confirmed, or it was not asked.
         statements: what a reader must know of these numbers.
     """
 
@@ -45,6 +50,8 @@ class Discovery:
     images: Gathered
     trials: tuple[Trial, ...]
     findings: tuple[Finding, ...]
+    cues: CueMeasures | None
+    mitigation: tuple[Outcome, ...]
     statements: tuple[str, ...]
 
     @property
@@ -69,6 +76,8 @@ class Discovery:
             "accuracy": float((self.images.labels == self.images.predictions).mean()),
             "confirmed": len(self.confirmed),
             "findings": [one.to_json(self.images) for one in self.findings],
+            "cues": None if self.cues is None else self.cues.to_json(),
+            "mitigation": [one.to_json() for one in self.mitigation],
             "trials": [one.to_json() for one in self.trials],
             "statements": list(self.statements),
             "explained": self.run.address,
@@ -179,14 +188,22 @@ def _discovery(spec: BiasSpec, explained: FinishedRun, images: Gathered, drawn: 
     names = class_names(explained)
     trials, statements = _trials(spec, images, names, shown)
     described = findings(images, trials[0], names, captions=spec.captions, seed=spec.seed, most=DESCRIBED)
+    shown.say("describing", slices=len(described))
     return Discovery(
         spec,
         explained,
         images,
         tuple(trials),
         described,
+        cue_measures(images, spec.cues, seed=spec.seed) if spec.cues else None,
+        remedies(images, trials[0], spec.cues) if _can_be_mended(spec) else (),
         (*drawn, *images.statements, trials[0].statement, *trials[0].verdict.statements, *statements),
     )
+
+
+def _can_be_mended(spec: BiasSpec) -> bool:
+    """Recipes retrain the last layer on features of the whole image by the network itself."""
+    return spec.mitigation and spec.embeddings.own and spec.embeddings.spaces[0] == "image"
 
 
 def _trials(

@@ -63,7 +63,7 @@ def fields(place: Path, output: Path, **more: Any) -> dict[str, Any]:
 
 
 def spec(place: Path, output: Path, **more: Any) -> BiasSpec:
-    return BiasSpec(**fields(place, output, **{"attributes": ["cue"], **FEW, **more}))
+    return BiasSpec(**fields(place, output, **{"cues": ["cue"], **FEW, **more}))
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,25 @@ def test_the_planted_shortcut_is_found_confirmed_and_named(found: Discovery) -> 
         assert wrong.count(top.value) / len(wrong) > 0.8
         assert top.value in one.described
     assert sum(one.slice.harm.value for one in found.confirmed if one.slice.harm) > 0.2
+
+
+def test_the_cue_is_followed_and_preferred(found: Discovery) -> None:
+    assert found.cues is not None
+    [cue] = found.cues.measures
+    assert (cue.cue, cue.classes) == ("cue", {"0": 0, "1": 1})
+    assert cue.bias is not None
+    assert cue.bias.model.shortcut > cue.bias.model.core
+    assert found.cues.preference is not None
+    assert found.cues.preference.cues[0].cue == "cue"
+
+
+def test_what_a_new_last_layer_would_give(found: Discovery) -> None:
+    rows_ = {(one.recipe, one.groups) for one in found.mitigation}
+    assert {("network", "none"), ("none", "none"), ("retrained", "slices"), ("groupdro", "oracle")} < rows_
+    network = found.mitigation[0]
+    assert network.mean_accuracy.of == len(found.main.rows[1])
+    assert network.worst_accuracy.value is not None
+    assert network.worst_accuracy.value < 0.5
 
 
 def test_random_slices_confirm_nothing(found: Discovery) -> None:
@@ -209,7 +228,7 @@ def test_without_labels_there_is_nothing_to_ask(place: Path, tmp_path: Path) -> 
         planted_image = planted.render(DATA, index).image
         (photos / f"{index}.png").write_bytes(_png(planted_image))
     with pytest.raises(InputError, match="--label-field"):
-        bias(spec(place, tmp_path / "out", input=str(photos), attributes=[]))
+        bias(spec(place, tmp_path / "out", input=str(photos), cues=[]))
 
 
 def _png(pixels: np.ndarray) -> bytes:
