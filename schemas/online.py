@@ -206,3 +206,7 @@ class ServeSpec(Told):
     def with_haproxy(self) -> bool:
         """Whether HAProxy stands before the service."""
         return self.proxy == "haproxy" or (self.proxy == "auto" and self.host not in LOOPBACK)
+
+    def longest_s(self) -> float:
+        """Time after which a process that has not answered is taken to hang."""
+        return self.limits.body_s + self.limits.deadline_s + 10

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pipeline.attribution import METHODS
 from schemas.answers import Labels, Methods, Models, Status
 from serve.forms import TOLD_BY_KSERVE, json_response
+from serve.metrics import text
 from serve.models import Served, slow
 from serve.problems import RefusedError
 from serve.requests import service_of
@@ -33,10 +34,10 @@ async def ready(request: Request) -> Response:
     return json_response({"status": "ready"})
 
 
-@router.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics of this process")
+@router.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics of all processes")
 async def metrics(request: Request) -> Response:
-    """In Prometheus' text format."""
-    return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    """In Prometheus' text format; the label `replica` is the process."""
+    return Response(text(await service_of(request).metrics.everywhere()), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/methods", responses={200: {"model": Methods}}, summary="Attribution methods and their traits")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client import Metric
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
@@ -21,14 +22,18 @@ from schemas.graph import GraphSpec
 from schemas.online import Replicas, ServeSpec
 from serve.engine import Explained, Task
 from serve.grpc_inference import GrpcInference
+from serve.metrics import Processes
 from serve.models import engines, settled, slow
 from serve.problems import RefusedError
+from serve.proxy import SOON_S, Begun
 from serve.service import Service, use_threads
 from serve.web import create_web
 
 NAME = "raylens"
 LOST = (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)
 """What is raised where a process went away with a call in it."""
+METRICS_S = 5.0
+"""Time that all processes have to tell their metrics: half of what Prometheus gives a scrape by default."""
 
 
 class SlowEndpoint:
@@ -64,12 +69,16 @@ class Endpoint(GrpcInference):
 
     def __init__(self, spec: ServeSpec, slow_pool: DeploymentHandle[Any] | None = None) -> None:
         self._pool = slow_pool
+        self._all: DeploymentHandle[Any] | None = None
         super().__init__(Service(spec, self._elsewhere if slow_pool is not None else None))
+        self._service.metrics.everywhere = self._metrics_of_all
         self._service.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application; Ray asks for it after the constructor."""
-        return create_web(self._service)
+        web = create_web(self._service)
+        web.add_middleware(Begun, after_s=min(SOON_S, self._service.spec.limits.queue_s / 2))
+        return web
 
     async def _elsewhere(self, model: str, method: str, task: Task) -> Explained:
         assert self._pool is not None  # noqa: S101
@@ -86,6 +95,22 @@ class Endpoint(GrpcInference):
                 raise error.cause from error
             raise
         return found
+
+    async def metrics(self) -> tuple[str, list[Metric]]:
+        """Name and metrics of this process."""
+        return serve.get_replica_context().replica_id.unique_id, self._service.metrics.families()
+
+    async def _metrics_of_all(self) -> Processes:
+        """Those that have just died are left out; one that hangs is told, since a sum without it would be wrong."""
+        if self._all is None:
+            found = serve.get_replica_context()
+            self._all = await asyncio.to_thread(serve.get_deployment_handle, found.deployment, found.app_name)
+        asking = self._all.broadcast("metrics").results_async(timeout_s=METRICS_S, return_exceptions=True)
+        try:
+            told = [answer for answer in await asking if not isinstance(answer, LOST)]
+        except TimeoutError as error:
+            raise RefusedError("unavailable", f"a process did not tell its metrics in {METRICS_S:g} s") from error
+        return dict([*told, await self.metrics()])
 
     def check_health(self) -> None:
         """Ray replaces the process where this raises."""

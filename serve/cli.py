@@ -3,6 +3,7 @@
 The pipeline does not know the service, so the two meet here; this is the entry point of the installed command.
 """
 
+import math
 import os
 import socket
 from typing import Annotated, Any
@@ -58,11 +59,13 @@ def _environment(spec: ServeSpec) -> None:
         os.environ.setdefault(f"RAY_SERVE_RUN_{name}", "0")
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.proxy.middlewares")
     os.environ.setdefault("RAYLENS_PROXY_REQUESTS", str(spec.replicas.max_replicas * spec.replicas.ongoing))
+    os.environ.setdefault("RAYLENS_PROXY_BEGUN_S", str(spec.limits.queue_s + 1))  # first the process has a say
     if not spec.with_haproxy():
         return
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", LOST)
     os.environ.setdefault("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", str(ASKED_AGAIN_BYTES))
+    os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", str(math.ceil(spec.longest_s())))
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
     for name in ("METRICS", "STATS"):  # their usual ports are those of every other such service on this machine
         os.environ.setdefault(f"RAY_SERVE_HAPROXY_{name}_PORT", str(_free_port()))

@@ -1,9 +1,9 @@
 """What stands in Ray's proxy, before the processes that answer.
 
 Requests over a number are refused at once, since Ray's router lets late ones pass those that wait; those that go on
-carry the time of their arrival, and one that lost its process is asked again. Ray loads it by name into the proxy, and
-into each process where HAProxy asks those directly. There the death of a process takes its own proxy with it, and
-HAProxy asks again; see `serve.cli`.
+carry the time of their arrival. One that no process has begun with in time is refused: there may be none, or all hang.
+One that lost its process is asked again. Ray loads it by name into the proxy, and into each process where HAProxy asks
+those directly. There the death of a process takes its own proxy with it, and HAProxy asks again; see `serve.cli`.
 """
 
 import asyncio
@@ -21,14 +21,23 @@ from serve.security import is_open
 
 ATTEMPTS = 4
 PAUSE_S = 0.2
+AGAIN_S = 30.0
+"""A request is not made again when so much time has passed since it arrived."""
 KEPT_BYTES = 256 * 2**20
 INSIDE = "RAYLENS_PROXY_REQUESTS"
 """In the environment: most requests that a proxy hands on at once."""
 MANY = 1024
+BEGUN_S = "RAYLENS_PROXY_BEGUN_S"
+"""In the environment: time in which a process must have begun with a request, s."""
+LONG_S = 6.0
+SOON_S = 1.0
+"""Most time before a process says that it has begun."""
 ARRIVED = b"x-raylens-arrived"
 """Header, from here to the processes that answer: when a request arrived, by `time.time()`, s."""
 OURS = b"x-content-type-options"
 """A header of every answer of the service: one without it comes from Ray."""
+BEGUN = "raylens.begun"
+"""A message in place of ASGI's own: a process has begun with the request, and its answer takes time."""
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -37,7 +46,40 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 def middlewares() -> list[Middleware]:
     """For `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
-    return [Middleware(Again, most=int(os.environ.get(INSIDE, MANY)))]
+    most, begun_s = int(os.environ.get(INSIDE, MANY)), float(os.environ.get(BEGUN_S, LONG_S))
+    return [Middleware(Again, most=most, begun_s=begun_s)]
+
+
+class Begun:
+    """Middleware of the process that answers: tells `Again` that it has begun; quick answers are their own sign.
+
+    Args:
+        app: answers.
+        after_s: without an answer.
+    """
+
+    def __init__(self, app: App, *, after_s: float = SOON_S) -> None:
+        self._app = app
+        self._after_s = after_s
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http" or all(name != ARRIVED for name, _ in scope["headers"]):
+            await self._app(scope, receive, send)
+            return
+        telling: list[asyncio.Future[None]] = []  # the event loop alone would not keep it
+        timer = asyncio.get_running_loop().call_later(
+            self._after_s, lambda: telling.append(asyncio.ensure_future(send({"type": BEGUN})))
+        )
+
+        async def answer(message: Message) -> None:
+            timer.cancel()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            timer.cancel()
 
 
 @dataclass
@@ -109,7 +151,12 @@ class Told:
         send: of the server.
         path: of the request.
         identity: of the request.
+
+    Attributes:
+        limit: on the time until a process has begun.
     """
+
+    limit: asyncio.Timeout
 
     def __init__(self, send: Send, path: str, identity: str) -> None:
         self._send = send
@@ -117,11 +164,16 @@ class Told:
         self._identity = identity
         self._head: Message | None = None
         self._is_replaced = False
+        self.has_begun = False
         self.has_started = False
 
     async def __call__(self, message: Message) -> None:
         """Sends a message of the answer."""
-        if self._is_replaced:
+        if self._is_replaced or self.limit.expired():  # Ray answers also who has stopped it
+            return
+        self.has_begun = True
+        self.limit.reschedule(None)
+        if message["type"] == BEGUN:
             return
         if message["type"] != "http.response.start":
             await self._passed(message)
@@ -172,12 +224,14 @@ class Again:
     Args:
         app: Ray's proxy, which ends without an answer where the process was lost.
         most: requests at once.
+        begun_s: time in which a process must have begun with a request; its own limits hold from there.
         kept_bytes: of bodies at once, to send them again; those over it are sent once.
     """
 
-    def __init__(self, app: App, *, most: int = MANY, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, app: App, *, most: int = MANY, begun_s: float = LONG_S, kept_bytes: int = KEPT_BYTES) -> None:
         self._app = app
         self._most = most
+        self._begun_s = begun_s
         self._inside = 0
         self.room = Room(kept_bytes)
 
@@ -199,12 +253,28 @@ class Again:
             body.drop()
 
     async def _asked(self, scope: MutableMapping[str, Any], body: Body, told: Told) -> None:
+        now = asyncio.get_running_loop().time
+        again_by, begin_by = now() + AGAIN_S, now() + self._begun_s
         for attempt in range(ATTEMPTS):
-            await self._app({**scope, "headers": list(scope["headers"])}, body, told)
+            if not await self._begun(scope, body, told, begin_by):
+                await told.tell("overloaded")
+                return
             if told.has_started or body.has_left:
                 return
-            if not body.is_whole:
+            if not body.is_whole or now() > again_by:
                 break
+            if told.has_begun:
+                told.has_begun, begin_by = False, now() + self._begun_s
             body.rewind()
             await asyncio.sleep(PAUSE_S * 2**attempt)
         await told.tell("unavailable")
+
+    async def _begun(self, scope: MutableMapping[str, Any], body: Body, told: Told, begin_by: float) -> bool:
+        """Asks once; False where no process has begun in time."""
+        try:
+            async with asyncio.timeout_at(begin_by) as told.limit:
+                await self._app({**scope, "headers": list(scope["headers"])}, body, told)
+        except TimeoutError:
+            if not told.limit.expired():
+                raise
+        return not told.limit.expired()

@@ -54,7 +54,7 @@ def run(spec: ServeSpec) -> None:
 
 
 def _deployed(spec: ServeSpec, app: serve.Application) -> None:
-    timeout_s = spec.limits.body_s + spec.limits.deadline_s + 10
+    timeout_s = spec.longest_s()
     serve.start(
         proxy_location="HeadOnly" if _is_own(spec) else "EveryNode",
         http_options={"host": spec.host, "port": spec.port, "request_timeout_s": timeout_s},

@@ -1,4 +1,4 @@
-"""Faults of the service on Ray Serve: clients that leave, deadlines, overload, a killed process, a rolling restart.
+"""Faults of the service on Ray Serve: clients that leave, deadlines, overload, processes that hang or die, restarts.
 
 `RAYLENS_OVERLOAD_S=60 pytest -s tests/chaos/test_serve_faults.py -k overload` prints the figures of a minute.
 """
@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 from samples import jpeg
 from serving import TINY, free_port, wait_until_ready
 
@@ -27,6 +28,7 @@ OVERLOAD_S = float(os.environ.get("RAYLENS_OVERLOAD_S", "4"))
 IMAGE_S = 0.05
 REPLICAS = 2
 QUEUE = 8
+QUEUE_S = 10.0
 BATCH = 4
 ROOT = Path(__file__).parents[2]
 TESTS = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
@@ -75,16 +77,17 @@ def words(process: psutil.Process) -> list[str]:
         return []
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Two processes that answer, of a network that can be held."""
+@pytest.fixture(scope="module", params=["ray", pytest.param("haproxy", marks=pytest.mark.thorough)])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Two processes that answer, of a network that can be held, behind each of the proxies."""
     folder = tmp_path_factory.mktemp("faults")
     network = {"model": "module:chaos.hostile:Gated", "model_args": {"folder": str(folder), "seconds": IMAGE_S}}
     config = {
         "port": free_port(),
+        "proxy": request.param,
         "models": {"tiny": {**TINY, **network, "batch_size": BATCH, "methods": ["gradcam"]}},
         "replicas": {"cpus": 0.5, "min_replicas": REPLICAS, "max_replicas": REPLICAS},
-        "limits": {"queue": QUEUE},
+        "limits": {"queue": QUEUE, "queue_s": QUEUE_S},
         "cache": {"bytes": 0},
         "drain_s": 5,
     }
@@ -149,6 +152,42 @@ def test_images_of_clients_that_left_are_not_computed(running: Running, shut: Pa
     assert running.begun() - before <= REPLICAS * BATCH + 1
 
 
+def test_an_answer_that_takes_its_time_is_not_cut(running: Running, shut: Path) -> None:
+    before = running.begun()
+
+    async def talk(client: httpx.AsyncClient) -> httpx.Response:
+        asking = asyncio.create_task(explained(client, 0))
+        await until(lambda: running.begun() > before)
+        await asyncio.sleep(QUEUE_S + 3)
+        assert not asking.done()
+        shut.unlink()
+        return await asking
+
+    assert with_client(running, talk).status_code == 200
+    assert running.begun() == before + 1
+
+
+def test_a_service_that_hangs_tells_so(running: Running) -> None:
+    if running.config["proxy"] == "haproxy":
+        pytest.skip("HAProxy cannot tell what hangs from what takes its time; it waits for the limits to pass")
+    hanging = running.replicas()
+
+    async def talk(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return list(await asyncio.gather(*(explained(client, n) for n in range(4)), client.get("/readyz")))
+
+    try:
+        for process in hanging:
+            process.suspend()
+        answers = with_client(running, talk)
+    finally:
+        for process in hanging:
+            process.resume()
+    for answer in answers:
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json()["error"]["code"] == "overloaded"
+    assert with_client(running, lambda client: explained(client, 0)).status_code == 200
+
+
 def test_what_is_too_late_is_told_and_not_computed(running: Running, shut: Path) -> None:
     before = running.begun()
     image = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(jpeg(0)).decode()]}
@@ -208,17 +247,22 @@ def test_ten_times_the_load_that_it_bears(running: Running) -> None:
 
 
 async def load(client: httpx.AsyncClient, stop: asyncio.Event, clients: int = 8) -> Counter[int | str]:
-    """Clients that ask one after the other; statuses, or errors, and how often."""
+    """Clients that ask one after the other over connections that they keep; statuses, or errors, and how often."""
     found: Counter[int | str] = Counter()
+    connections = set()
 
     async def one(number: int) -> None:
         while not stop.is_set():
             try:
-                found[(await explained(client, number)).status_code] += 1
+                answer = await explained(client, number)
+                found[answer.status_code] += 1
+                connections.add(answer.extensions["network_stream"].get_extra_info("client_addr"))
             except httpx.HTTPError as error:
                 found[repr(error)] += 1
 
     await asyncio.gather(*(one(number) for number in range(clients)))
+    assert len(connections) < found.total() / 2  # most requests came over one that was there
+    print(f"\n{len(connections)} connections, {dict(found)}")
     return found
 
 
@@ -236,8 +280,39 @@ def under_load(running: Running, fault: Callable[[], Awaitable[None]]) -> Counte
         return found
 
     found: Counter[int | str] = with_client(running, talk)
-    print("\n", dict(found))
     return found
+
+
+def counted(client: httpx.Client) -> dict[str, float]:
+    """Explained images by process."""
+    answer = client.get("/metrics")
+    assert answer.status_code == 200, answer.text
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    found = families["raylens_explained"].samples if "raylens_explained" in families else []
+    return {s.labels["replica"]: s.value for s in found if s.name == "raylens_explained_total"}
+
+
+def test_any_process_tells_the_metrics_of_all(running: Running) -> None:
+    with httpx.Client(base_url=running.address, timeout=60) as client:
+        before = counted(client)
+        answers = with_client(running, lambda c: asyncio.gather(*(explained(c, n) for n in range(QUEUE))))
+        assert {answer.status_code for answer in answers} == {200}
+        scrapes = [counted(client) for _ in range(6)]
+        assert all(scrape == scrapes[0] for scrape in scrapes)
+        assert len(scrapes[0]) == REPLICAS
+        assert sum(scrapes[0].values()) == sum(before.values()) + QUEUE
+
+
+def test_the_metrics_of_a_killed_process_end_and_no_other_falls(running: Running) -> None:
+    with httpx.Client(base_url=running.address, timeout=60) as client:
+        before = counted(client)
+        victims = running.replicas()
+        victims[0].kill()
+        left = counted(client)
+        assert len(left.keys() & before.keys()) == REPLICAS - 1
+        asyncio.run(until(lambda: len(set(running.replicas()) - set(victims)) == 1))
+        after = counted(client)
+    assert all(after[name] >= before[name] for name in left.keys() & before.keys())
 
 
 def test_a_killed_process_loses_no_request(running: Running) -> None:

@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
 from samples import jpeg
 from serving import spec, started, talk
 
 from serve.engine import Explained, Task
+from serve.metrics import Metrics, text
 from serve.problems import RefusedError
 from serve.service import Service
 
@@ -61,3 +63,27 @@ def test_what_waits_for_another_process_is_counted() -> None:
     assert waiting == [2, 2]
     assert value(service, "raylens_queue_images", model="tiny", method="smoothgrad") == 0
     assert value(service, "raylens_rejected_total", code="overloaded") == 1
+
+
+def test_processes_are_told_together_and_apart() -> None:
+    processes = {"a": Metrics(), "b": Metrics()}
+    for count, metrics in enumerate(processes.values(), 1):
+        metrics.requests.labels("/explain", "200").inc(count)
+        metrics.took({"graph": 3.0})
+    found = text({name: metrics.families() for name, metrics in processes.items()}).decode()
+    families = {family.name: family for family in text_string_to_metric_families(found)}
+    assert found.count("# TYPE raylens_requests_total counter") == 1
+    told = {s.labels["replica"]: s for s in families["raylens_requests"].samples if s.name == "raylens_requests_total"}
+    assert {name: sample.value for name, sample in told.items()} == {"a": 1, "b": 2}
+    assert told["a"].labels == {"route": "/explain", "status": "200", "replica": "a"}
+    buckets = [s for s in families["raylens_stage_seconds"].samples if s.labels.get("le") == "0.005"]
+    assert [sample.value for sample in buckets] == [1, 1]
+
+
+def test_the_address_tells_what_was_counted() -> None:
+    service = started(model={"methods": ["gradcam"]})
+    explained(service)
+    answer = talk(service, lambda client: client.get("/metrics"))
+    service.close()
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert 'raylens_explained_total{method="gradcam",model="tiny",replica=""} 1.0' in answer.text

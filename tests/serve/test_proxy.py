@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve import proxy
-from serve.proxy import ARRIVED, Again, middlewares
+from serve.proxy import ARRIVED, Again, Begun, middlewares
 
 PARTS = [{"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.request", "body": b"c"}]
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(proxy.OURS, b"nosniff")]}
@@ -42,7 +42,7 @@ class Process:
             await send(message)
 
 
-def asked(process: Process, parts: list[Any] = PARTS, path: str = "/explain", **options: int) -> list[Any]:
+def asked(process: Any, parts: list[Any] = PARTS, path: str = "/explain", **options: Any) -> list[Any]:
     sent: list[Any] = []
     coming = iter(parts)
 
@@ -187,7 +187,77 @@ def test_the_time_of_arrival_is_the_proxy_s_own() -> None:
 
 def test_the_environment_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(proxy.INSIDE, "7")
-    assert middlewares()[0].kwargs == {"most": 7}
+    monkeypatch.setenv(proxy.BEGUN_S, "0.5")
+    assert middlewares()[0].kwargs == {"most": 7, "begun_s": 0.5}
+
+
+class Slow:
+    """Answers after a time.
+
+    Args:
+        seconds: of the time.
+        swallows: answers for itself when it is stopped, as Ray does.
+    """
+
+    def __init__(self, seconds: float, *, swallows: bool = False) -> None:
+        self.seconds, self.swallows, self.asked = seconds, swallows, 0
+
+    async def __call__(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        self.asked += 1
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            if not self.swallows:
+                raise
+            await send({"type": "http.response.start", "status": 499, "headers": []})
+            await send(END)
+            return
+        await send(HEAD)
+        await send(END)
+
+
+@pytest.mark.parametrize("swallows", [True, False])
+@pytest.mark.parametrize("path", ["/explain", "/readyz"])
+def test_what_no_process_begins_with_is_refused(path: str, swallows: bool) -> None:
+    slow = Slow(60, swallows=swallows)
+    start, body = asked(slow, path=path, begun_s=0.05)
+    assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"1")
+    assert json.loads(body["body"])["error"]["code"] == "overloaded"
+    assert slow.asked == 1
+
+
+def test_what_a_process_has_begun_with_is_not_cut() -> None:
+    assert asked(Begun(Slow(0.5), after_s=0.05), begun_s=0.2) == [HEAD, END]
+
+
+def test_a_request_that_a_process_had_begun_with_may_begin_again() -> None:
+    class Lost(Slow):
+        async def __call__(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+            if self.asked:
+                await super().__call__(scope, receive, send)
+            else:
+                await send({"type": proxy.BEGUN})
+                await asyncio.sleep(0.3)
+                self.asked += 1
+
+    assert asked(Lost(0.1), begun_s=0.2) == [HEAD, END]
+
+
+def test_nothing_is_made_again_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "AGAIN_S", -1.0)
+    process = Process(99, [])
+    assert asked(process)[0]["status"] == 503
+    assert len(process.bodies) == 1
+
+
+def test_without_our_proxy_nothing_is_said_of_having_begun() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(Begun(Slow(0.1), after_s=0.0)(scope_of("/explain"), send, send))
+    assert sent == [HEAD, END]
 
 
 def test_the_identity_of_a_request_is_told_once() -> None:
