@@ -9,7 +9,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint thorough bench onnx-table proto lock audit-dependencies clean
+.PHONY: help venv demo test lint thorough bench bench-bias onnx-table proto lock audit-dependencies clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ thorough: venv  ## every seed and kind of fault, and every family that must comp
 
 bench: venv  ## side-by-side benchmarks; prints ratios
 	$(BIN)/python -m pytest tests/benchmarks --benchmarks -s
+
+bench-bias: venv  ## the whole protocol of PlantedCue: which ways to find slices find the true ones (bench-bias/)
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/planted_cue.py --output bench-bias
 
 onnx-table: venv  ## compile every model family, write the table of deploy/ONNX.md
 	PYTHONPATH=tests $(BIN)/python tests/runtime/table.py
