@@ -79,7 +79,8 @@ class Exhibit:
         outside: that of the others, on the same scale.
         others: who they are.
         contrast: what the two say.
-        looks: what sets its images apart, in words; empty where that was not asked.
+        looks: how well its images are told from right ones without the network; empty where that was not asked.
+        where: whether by what the model looks at; empty where that cannot be said.
         tables: summary numbers of the maps, and attribute values.
         keywords: of its captions.
     """
@@ -97,6 +98,7 @@ class Exhibit:
     others: str
     contrast: str
     looks: str
+    where: str
     tables: tuple[Table, ...]
     keywords: str
 
@@ -172,6 +174,7 @@ def _exhibit(
         others=others(one.slice, names),
         contrast=_contrast(one, names),
         looks=_looks(one),
+        where=one.where,
         tables=tuple(_tables(one, anchor)),
         keywords=", ".join(f"{word.text} ({word.wrong} wrong, {word.others} right)" for word in one.keywords[:VALUES]),
     )
@@ -206,12 +209,11 @@ def _contrast(one: Finding, names: Mapping[int, str]) -> str:
 
 
 def _looks(one: Finding) -> str:
-    """How well its images are told from right ones without the network, and whether by what it looks at."""
+    """How well its images are told from right ones without the network."""
     areas = [f"{fixed_number(found.value)} by {SHOWN_AS[space]}" for space, found in one.separations.items()]
     if not areas:
         return ""
-    told = f"Colours and edges tell its images from right ones of the class: area under the curve {', '.join(areas)}."
-    return f"{told} {one.where}".strip()
+    return f"Colours and edges tell its images from right ones of the class: area under the curve {', '.join(areas)}."
 
 
 def _facts(one: Finding) -> Iterator[Fact]:
