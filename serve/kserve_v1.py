@@ -10,7 +10,7 @@ from schemas.answers import ModelStatus, Predicted, PredictedAndExplained
 from serve.answers import explanation, facts, top
 from serve.forms import json_response
 from serve.requests import arrived, checked, identity, instance, json_body, service_of
-from serve.service import Answer, together
+from serve.service import Answer, numbered
 
 router = APIRouter()
 
@@ -100,7 +100,7 @@ async def _answered(request: Request, model: str, *, explain: bool) -> Response:
     asked = body.parameters
     question = service.question(model, asked.method, asked.target, sample_id=asked.sample_id)
     service.check_count(len(body.instances))
-    sources = await together([instance(service, value) for value in body.instances])
+    sources = await numbered([instance(service, value) for value in body.instances])
     found = await service.ask(question, sources, arrived=arrived(request))
     rendering = time.perf_counter()
     content = {"predictions": [_prediction(answers[0], asked.top_k) for answers in found]}

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from pipeline.stream.decode import Decoder
 from schemas.online import ServeSpec
 from serve import tracing
 from serve.access import AccessLog, about
@@ -21,7 +22,7 @@ from serve.cache import Cache, Kept, Key
 from serve.engine import Explained, Task
 from serve.metrics import Metrics
 from serve.models import Call, Offer, Served, opened
-from serve.photo import Encoded, Photo, Source
+from serve.photo import Encoded, Photo, Raw, Source
 from serve.problems import RefusedError
 from serve.targets import codes
 
@@ -225,7 +226,7 @@ class Service:
         deadline, begin_by = now + question.timeout_s, self._begin_by(question, now if arrived is None else arrived)
         try:
             async with asyncio.timeout(question.timeout_s):
-                return await together(
+                return await numbered(
                     [
                         self._one(question, source, deadline, math.inf if n else begin_by)
                         for n, source in enumerate(sources)
@@ -270,7 +271,7 @@ class Service:
     ) -> tuple[Photo, dict[Key, Kept]]:
         backend = question.offer.backend
         with backend.gate.admitted(len(missing)) as ticket:
-            photo = await self.threaded(source.photo, question.served.decoder)
+            photo = await self._photo(source, question.served.decoder)
             tasks = [
                 Task(photo.pixels, key.sample_id, key.target, deadline, math.inf if n else begin_by)
                 for n, key in enumerate(missing)
@@ -283,6 +284,13 @@ class Service:
             self.cache.put(key, kept[key])
         self.metrics.explained.labels(question.served.name, question.offer.name).inc(len(missing))
         return photo, kept
+
+    async def _photo(self, source: Source, decoder: Decoder) -> Photo:
+        """Pixels need no decoding, hence no thread."""
+        if isinstance(source, Raw):
+            return source.photo(decoder)
+        found: Photo = await self.threaded(source.photo, decoder)
+        return found
 
     async def threaded(self, function: Any, *arguments: Any) -> Any:
         """Runs a function off the event loop."""
@@ -320,6 +328,20 @@ def _check_finite(explained: Explained, question: Question) -> None:
         raise RefusedError(
             "non_finite", f"method {question.offer.name} or the network gave a value that is not a finite number"
         )
+
+
+async def numbered(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """As `together`, of the images of a request: what is wrong with one of several names it, counted from 0."""
+    return await together([_named(n, item) for n, item in enumerate(work)] if len(work) > 1 else work)
+
+
+async def _named(number: int, work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await work
+    except RefusedError as problem:
+        if problem.status not in (400, 422):
+            raise
+        raise RefusedError(problem.code, f"image {number}: {problem}") from problem
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

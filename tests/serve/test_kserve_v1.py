@@ -33,6 +33,13 @@ def test_one_prediction_and_one_explanation_an_instance(ask: Ask) -> None:
     assert "explanations" not in only
 
 
+@pytest.mark.parametrize(("wrong", "status"), [({"b64": "aGVsbG8="}, 422), ({"b64": "%%"}, 400)])
+def test_a_problem_of_one_of_several_names_it(ask: Ask, photo: bytes, wrong: dict[str, str], status: int) -> None:
+    answer = post(ask, "explain", [b64(photo), b64(photo), wrong])
+    assert answer.status_code == status
+    assert answer.json()["error"].startswith("image 2: ")
+
+
 def test_parameters(ask: Ask, photo: bytes) -> None:
     found = post(ask, "explain", [b64(photo)], target=2, method="eigencam", top_k=2).json()
     assert (found["explanations"][0]["target"]["class"], found["method"]) == (2, "eigencam")
