@@ -44,6 +44,11 @@ class Shard:
         """Whether a row is asked for."""
         return self.only is None or any(first <= row < last for first, last in self.only)
 
+    def position(self, row: int) -> int:
+        """How many of the rows that are asked for come before a row."""
+        spans = [(self.first, row)] if self.only is None else self.only
+        return sum(min(row, last) - first for first, last in spans if first < row)
+
 
 class Sample(NamedTuple):
     """One image as it was found.

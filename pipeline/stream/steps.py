@@ -81,15 +81,17 @@ class Steps:
 
     @property
     def block_rows(self) -> int:
-        """Rows of one decoded block: about `BLOCK_BYTES`, and whole batches."""
+        """Rows of one decoded block: about `BLOCK_BYTES`, and whole batches; one batch where images take seconds each."""
+        if isinstance(self.more, MeasureSpec):
+            return self.graph.batch_size
         batches = BLOCK_BYTES // (self.row_bytes * self.graph.batch_size)
         return max(1, batches) * self.graph.batch_size
 
     def decoded(self, work: Work) -> Iterator[pa.Table]:
         """Reads and decodes what is missing of one shard, in blocks.
 
-        A block holds rows [i x block_rows, (i + 1) x block_rows) of its shard, counted from the shard's first row,
-        whatever was done before: so batches, and with them the last bit of every heatmap, do not depend on restarts.
+        A block holds rows [i x block_rows, (i + 1) x block_rows) of those that are asked for of its shard, whatever was
+        done before: so batches, and with them the last bit of every heatmap, do not depend on restarts.
 
         Args:
             work: a shard and its gaps.
@@ -135,7 +137,7 @@ class Steps:
         return decoder.table([sample._replace(error=error)], work.shard.name)
 
     def _block(self, sample: Sample, work: Work) -> int:
-        return (sample.row - work.shard.first) // self.block_rows
+        return work.shard.position(sample.row) // self.block_rows
 
     def commit(self, table: pa.Table) -> pa.Table:
         """Writes explained rows as fragments.

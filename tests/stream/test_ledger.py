@@ -21,6 +21,7 @@ from pipeline.stream.shards import Shard
 from pipeline.stream.steps import Steps, Work
 from schemas.explanations import fragment_schema
 from schemas.graph import GraphSpec, ModelSpec
+from schemas.measures import MeasureSpec
 
 SCHEMA = fragment_schema((2, 2), "float32")
 METADATA = {"graph_digest": "0123"}
@@ -236,6 +237,20 @@ def test_blocks_of_missing_rows_do_not_depend_on_what_was_done(steps: Steps, tar
             assert block.equals(undisturbed.take(pa.array([number % 4 for number in numbers])))
             seen += numbers
         assert seen == [row for row in range(ROWS) if row not in done]
+
+
+def test_blocks_of_chosen_rows_are_full(steps: Steps, tar: Path) -> None:
+    """A few images of a large shard are explained together, and those that take long are committed batch by batch."""
+    shard = Shard(0, "a.tar", str(tar), "webdataset", only=[(1, 3), (8, 9), (11, 12), (15, 18)])
+    chosen = tuple(Span(*span) for span in shard.only or ())
+    assert blocks(steps, Work(shard, chosen)) == [[1, 2, 8, 11], [15, 16, 17]]
+    assert blocks(steps, Work(shard, (chosen[1], chosen[3]))) == [[8], [15, 16, 17]]
+
+
+def test_a_block_that_is_measured_is_one_batch(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps_module, "BLOCK_BYTES", 2**30)
+    assert steps.block_rows > 4
+    assert replace(steps, more=MeasureSpec(metrics=(), ranks=())).block_rows == 4
 
 
 def test_blocks_are_counted_from_the_shards_first_row(steps: Steps, tar: Path, tmp_path: Path) -> None:
