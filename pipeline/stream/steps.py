@@ -81,7 +81,7 @@ class Steps:
 
     @property
     def block_rows(self) -> int:
-        """Rows of one decoded block: about `BLOCK_BYTES`, and whole batches; one batch where images take seconds each."""
+        """Rows of one decoded block: about `BLOCK_BYTES`, and whole batches; one batch where maps are measured."""
         if isinstance(self.more, MeasureSpec):
             return self.graph.batch_size
         batches = BLOCK_BYTES // (self.row_bytes * self.graph.batch_size)
