@@ -1,7 +1,9 @@
 """The door of a process: who has waited too long is told so, and nothing of it is computed."""
 
+import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -56,3 +58,27 @@ def test_a_time_that_a_client_made_up_does_no_harm(service: Service, arrived: st
 @pytest.mark.parametrize("path", ["/readyz", "/healthz"])
 def test_probes_are_answered_however_long_they_waited(service: Service, path: str) -> None:
     assert asked(service, path, "0").status_code == 200
+
+
+def test_what_is_over_the_queue_is_refused_at_once_and_not_computed(tmp_path: Path) -> None:
+    queue, offered = 8, 80
+    network = {"model": "module:chaos.hostile:Gated", "model_args": {"folder": str(tmp_path), "seconds": 0.0}}
+    held = started(
+        model={**network, "methods": ["gradcam"]}, limits={"queue": queue, "queue_s": 60.0}, cache={"bytes": 0}
+    )
+    begun, shut = tmp_path / "begun", tmp_path / "shut"
+    before = begun.stat().st_size
+    shut.touch()
+
+    async def requests(client: httpx.AsyncClient) -> tuple[list[httpx.Response], list[httpx.Response]]:
+        asking = {asyncio.ensure_future(client.post("/explain", files={"image": jpeg(n % 20)})) for n in range(offered)}
+        while len(done := {task for task in asking if task.done()}) < offered - queue:
+            await asyncio.wait(asking - done, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        shut.unlink()
+        return [task.result() for task in done], list(await asyncio.gather(*(asking - done)))
+
+    refused, answered = talk(held, requests)
+    held.close()
+    assert [answer.status_code for answer in answered] == [200] * queue
+    assert {(answer.status_code, answer.headers["retry-after"]) for answer in refused} == {(503, "1")}
+    assert begun.stat().st_size - before == queue
