@@ -82,7 +82,9 @@ class Raw:
 
     def digest(self) -> str:
         """SHA-256 of shape and pixels."""
-        return hashlib.sha256(f"{self.pixels.shape}".encode() + self.pixels.tobytes()).hexdigest()
+        digest = hashlib.sha256(f"{self.pixels.shape}".encode())
+        digest.update(np.ascontiguousarray(self.pixels))
+        return digest.hexdigest()
 
     def photo(self, decoder: Decoder) -> Photo:
         """The pixels as they are."""

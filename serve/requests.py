@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
@@ -63,7 +64,7 @@ def parsed_object(body: bytes, *, most_values: int = FEW_VALUES) -> dict[str, An
     Raises:
         RefusedError: `bad_request` or `too_many_values`.
     """
-    if sum(map(body.count, (b",", b"[", b"{"))) > most_values:
+    if _marks(body) > most_values:
         raise RefusedError(
             "too_many_values", f"more than {most_values} values in a JSON body; send images as base64 or as binary data"
         )
@@ -76,6 +77,12 @@ def parsed_object(body: bytes, *, most_values: int = FEW_VALUES) -> dict[str, An
     if not isinstance(content, dict):
         raise RefusedError("bad_request", f"expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def _marks(body: bytes) -> int:
+    """Commas and opened brackets; a byte at a time, as `bytes.count` does it, is longer than the parsing."""
+    values = np.frombuffer(body, np.uint8)
+    return sum(int(np.count_nonzero(values == mark)) for mark in b",[{")
 
 
 def _no_number(name: str) -> None:
