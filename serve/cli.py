@@ -23,8 +23,9 @@ GRPC_ANSWER_BYTES = 64 * 2**20
 LOST = "conn-failure empty-response\n    option http-buffer-request"
 """HAProxy asks again where a process was lost, but only if it has the whole request. Ray 2.60 has no setting for the
 second line, and writes the first as it is; to be split when it has one."""
-ASKED_AGAIN_BYTES = 2**20
-"""HAProxy repeats requests that fit into its buffer, of which each request in progress has two."""
+ASKED_AGAIN_BYTES = 2**19
+"""HAProxy repeats requests that fit into its buffer, of which each request in progress has two. Larger ones do not
+stay in its cache, and each request waits 1 ms for new ones."""
 PANELS = {
     "Service": ("config", "ray_address"),
     "Model": (*MODEL_FLAGS, "storage"),
