@@ -5,6 +5,7 @@
 
 import asyncio
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -210,39 +211,57 @@ def memory_bytes(running: Running) -> int:
     return max(replica.memory_info().rss for replica in running.replicas())
 
 
+class Answered(NamedTuple):
+    """What a lean client saw."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    seconds: float
+
+
+async def paced(running: Running, request: bytes, every_s: float, until_s: float) -> list[Answered]:
+    """One connection that asks again and again; lean, since hundreds of httpx's are busy with themselves."""
+    found = []
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.config["port"], limit=2**20)
+    while (begun := time.perf_counter()) < until_s:
+        writer.write(request)
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().lower().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        body = await reader.readexactly(int(headers["content-length"]))
+        found.append(Answered(int(first.split()[1]), headers, body, time.perf_counter() - begun))
+        await asyncio.sleep(begun + every_s - time.perf_counter())
+    writer.close()
+    return found
+
+
 @pytest.mark.thorough
 def test_ten_times_the_load_that_it_bears(running: Running) -> None:
-    offered_per_s = 10 * REPLICAS / IMAGE_S
+    offered_per_s, connections = 10 * REPLICAS / IMAGE_S, 400
+    head = "POST /explain HTTP/1.1\r\nhost: raylens\r\ncontent-type: image/jpeg\r\ncontent-length: "
+    requests = [f"{head}{len(jpeg(n))}\r\n\r\n".encode() + jpeg(n) for n in range(20)]
     memory = [memory_bytes(running)]
 
-    async def one(client: httpx.AsyncClient, n: int, answers: list[tuple[httpx.Response, float]]) -> None:
-        begun = time.perf_counter()
-        answers.append((await explained(client, n), time.perf_counter() - begun))
+    async def talk() -> list[Answered]:
+        until_s = time.perf_counter() + OVERLOAD_S
+        asking = asyncio.gather(
+            *(paced(running, requests[n % 20], connections / offered_per_s, until_s) for n in range(connections))
+        )
+        while not asking.done():
+            await asyncio.sleep(0.5)
+            memory.append(memory_bytes(running))
+        return [answer for found in await asking for answer in found]
 
-    async def talk(client: httpx.AsyncClient) -> list[tuple[httpx.Response, float]]:
-        answers: list[tuple[httpx.Response, float]] = []
-        begun = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            sent = 0
-            while (passed := time.perf_counter() - begun) < OVERLOAD_S:
-                while sent < passed * offered_per_s and sent - len(answers) < 400:
-                    group.create_task(one(client, sent, answers))
-                    sent += 1
-                memory.append(memory_bytes(running)) if sent % 50 == 0 else None
-                await asyncio.sleep(0.005)
-        return answers
-
-    answers = with_client(running, talk)
-    statuses = Counter(answer.status_code for answer, _ in answers)
-    accepted = [seconds for answer, seconds in answers if answer.status_code == 200]
-    p50, p99 = np.quantile(accepted, [0.5, 0.99])
+    answers = asyncio.run(talk())
+    statuses = Counter(answer.status for answer in answers)
+    p50, p99 = np.quantile([answer.seconds for answer in answers if answer.status == 200], [0.5, 0.99])
     print(f"\n{len(answers) / OVERLOAD_S:.0f} requests/s for {OVERLOAD_S:g} s: {dict(statuses)}")
     print(f"accepted p50 {p50:.2f} s, p99 {p99:.2f} s; MiB at first {memory[0] >> 20}, most {max(memory) >> 20}")
     assert statuses.keys() == {200, 503}
-    for answer, _ in answers:
-        if answer.status_code == 503:
+    for answer in answers:
+        if answer.status == 503:
             assert answer.headers["retry-after"]
-            assert answer.json()["error"]["code"] == "overloaded"
+            assert json.loads(answer.body)["error"]["code"] == "overloaded"
     assert max(memory) - memory[0] < 150 * 2**20
 
 
@@ -284,12 +303,12 @@ def under_load(running: Running, fault: Callable[[], Awaitable[None]]) -> Counte
 
 
 def counted(client: httpx.Client) -> dict[str, float]:
-    """Explained images by process."""
+    """Images in batches, by process; of one that is ready there is a value, even if it is 0."""
     answer = client.get("/metrics")
     assert answer.status_code == 200, answer.text
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
-    found = families["raylens_explained"].samples if "raylens_explained" in families else []
-    return {s.labels["replica"]: s.value for s in found if s.name == "raylens_explained_total"}
+    found = families["raylens_batch_images"].samples
+    return {s.labels["replica"]: s.value for s in found if s.name == "raylens_batch_images_sum"}
 
 
 def test_any_process_tells_the_metrics_of_all(running: Running) -> None:
@@ -306,13 +325,11 @@ def test_any_process_tells_the_metrics_of_all(running: Running) -> None:
 def test_the_metrics_of_a_killed_process_end_and_no_other_falls(running: Running) -> None:
     with httpx.Client(base_url=running.address, timeout=60) as client:
         before = counted(client)
-        victims = running.replicas()
-        victims[0].kill()
-        left = counted(client)
-        assert len(left.keys() & before.keys()) == REPLICAS - 1
-        asyncio.run(until(lambda: len(set(running.replicas()) - set(victims)) == 1))
+        running.replicas()[0].kill()
+        asyncio.run(until(lambda: len(counted(client).keys() - before.keys()) == 1))  # the new one is ready
         after = counted(client)
-    assert all(after[name] >= before[name] for name in left.keys() & before.keys())
+    [kept] = after.keys() & before.keys()
+    assert after[kept] >= before[kept]
 
 
 def test_a_killed_process_loses_no_request(running: Running) -> None:
