@@ -83,7 +83,7 @@ class Raw:
     def digest(self) -> str:
         """SHA-256 of shape and pixels."""
         digest = hashlib.sha256(f"{self.pixels.shape}".encode())
-        digest.update(np.ascontiguousarray(self.pixels))
+        digest.update(np.ascontiguousarray(self.pixels).data)
         return digest.hexdigest()
 
     def photo(self, decoder: Decoder) -> Photo:
