@@ -1,5 +1,6 @@
 """`POST /explain`: one image, one answer, for people and curl."""
 
+import inspect
 import time
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -10,6 +11,7 @@ from schemas.answers import Explained
 from serve import render
 from serve.answers import payload
 from serve.forms import json_response
+from serve.problems import RefusedError
 from serve.requests import arrived, identity, service_of, uploaded
 from serve.service import Answer, Service
 
@@ -61,6 +63,7 @@ async def explain(
     ] = None,
 ) -> Response:
     """Prediction, heatmap, its numbers, and a sentence that says where the evidence is."""
+    _check_options(request)
     service = service_of(request)
     asked = service.question(model, method, target, sample_id=sample_id, pixels=format == "png")
     render.check_colormap(colormap)
@@ -77,6 +80,18 @@ async def explain(
         body = await service.threaded(lambda: render.arrow(found, resolution=resolution, top_k=top_k))
     noted(service, found, rendering, None)
     return Response(body, headers=render.headers(found[0]), media_type=TYPES[format])
+
+
+OPTIONS = tuple(inspect.signature(explain).parameters)[1:]
+
+
+def _check_options(request: Request) -> None:
+    """A name that is misspelt would otherwise be an answer to another question."""
+    unknown = request.query_params.keys() - set(OPTIONS)
+    if unknown:
+        raise RefusedError(
+            "unknown_option", f"no option is named {min(unknown)[:50]!r}; there are: {', '.join(OPTIONS)}"
+        )
 
 
 def noted(service: Service, found: list[Answer], rendering: float, content: T) -> T:

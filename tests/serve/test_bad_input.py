@@ -339,6 +339,7 @@ def test_forms_that_are_wrong(ask: Ask, content: bytes, headers: dict[str, str],
         ({"target": "\0"}, "target"),
         ({"target": "x" * 201}, "target"),
         ({"method": "os.system"}, "has no method"),
+        ({"metod": "gradcam"}, "no option is named 'metod'; there are: model, method"),
         ({"colormap": "../../etc/passwd"}, "no colormap"),
     ],
 )
