@@ -12,6 +12,7 @@ from pipeline.attribution.base import Needs
 from pipeline.drift.compare import Drift, compare
 from pipeline.errors import AlertError, OutputError
 from pipeline.evaluation.grid_table import grid_rows
+from pipeline.evaluation.metrics import create
 from pipeline.evaluation.table import MetricRow, metric_rows
 from pipeline.flags import built, merged
 from pipeline.jobs.cluster import cluster
@@ -166,7 +167,9 @@ def _audited(spec: AuditSpec, shown: Display) -> tuple[Night, str]:
     history = History(spec.output, spec.storage)
     name = spec.night or today()
     try:
-        before = history.earlier(spec.against, name)  # a wrong name is told before the work
+        for metric in spec.measure.metrics:  # a wrong name is told before the work
+            create(metric.name, **metric.parameters)
+        before = history.earlier(spec.against, name)
         with cluster(spec) as ready:
             explained = _explained(spec, history.folder(name), ready)
             each = reader(spec, ready)

@@ -15,7 +15,7 @@ from samples import job, jpeg, rows, save_sure_network, state, write_tars
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.errors import AlertError, InputError
+from pipeline.errors import AlertError, InputError, MethodError
 from pipeline.evaluation import metrics
 from pipeline.evaluation.metric import Explained
 from pipeline.graph import seed_of
@@ -217,6 +217,12 @@ def test_limits_raise_alerts_and_everything_is_written(tars: Path, tmp_path: Pat
 def test_a_night_that_does_not_exist_is_told_before_the_work(tars: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such night"):
         audit(spec(tars, tmp_path, against="yesterday"))
+    assert not (tmp_path / "first").exists()
+
+
+def test_a_metric_that_does_not_exist_is_told_before_the_work(tars: Path, tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match="no metric is named 'delletion'"):
+        audit(spec(tars, tmp_path, measure={"metrics": ["insertion", "delletion"]}))
     assert not (tmp_path / "first").exists()
 
 
