@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic_core import to_jsonable_python
 
 from pipeline.bias.gap import Ints
@@ -20,7 +21,8 @@ class CueMeasure:
 
     Attributes:
         cue: its name.
-        classes: the class that each of its values stands for: that of most images with the value.
+        classes: the class that each of its values stands for to the model: what it predicts for most images with the
+            value, in the discovery half.
         bias: how much more predictions follow it, where it disagrees with the label, than the data justify; None where
             it never disagrees.
     """
@@ -49,43 +51,49 @@ class CueMeasures:
         return plain
 
 
-def cue_measures(images: Gathered, cues: Sequence[str], *, seed: int) -> CueMeasures:
-    """Measures attributes.
+def cue_measures(images: Gathered, halves: tuple[Ints, Ints], cues: Sequence[str], *, seed: int) -> CueMeasures:
+    """Measures attributes on the held-out half.
 
-    The Bayes rule is counted on these images: what they justify, not what the training images did.
+    What a value stands for is taken from the other half, so that it is not chosen by the predictions that it is
+    measured by. The Bayes rule is counted on these images: what they justify, not what the training images did.
 
     Args:
         images: with the attributes.
+        halves: positions of the discovery half, and of the held-out half.
         cues: their names.
         seed: of bootstraps and of the layer.
 
     Returns:
         The measures.
     """
-    measures, columns = [], {LABEL: images.labels}
+    discovery, held_out = halves
+    measures, columns = [], {LABEL: images.labels[held_out]}
     for cue in cues:
-        classes = _classes(images.attributes[cue], images.labels)
-        values = np.array([classes[str(value)] for value in images.attributes[cue]])
-        columns[cue] = values
-        measures.append(CueMeasure(cue, classes, _bias(images, values, seed)))
-    return CueMeasures(tuple(measures), _preference(images, columns, seed))
+        named = np.array([str(value) for value in images.attributes[cue]])
+        classes = _classes(named, images.predictions, discovery)
+        columns[cue] = np.array([classes[value] for value in named[held_out].tolist()])
+        measures.append(CueMeasure(cue, classes, _bias(columns, cue, images.predictions[held_out], seed)))
+    return CueMeasures(tuple(measures), _preference(images, held_out, columns, seed))
 
 
-def _classes(values: Sequence[str | None], labels: Ints) -> dict[str, int]:
-    """The class of most images with each value."""
-    named = np.array([str(value) for value in values])
-    return {str(value): int(np.bincount(labels[named == value]).argmax()) for value in np.unique(named)}
+def _classes(named: NDArray[np.str_], predictions: Ints, discovery: Ints) -> dict[str, int]:
+    """The class that is predicted for most images with each value; of a value that is not there, for most images."""
+    usual = int(np.bincount(predictions).argmax())
+    found = dict.fromkeys(np.unique(named).tolist(), usual)
+    for value in np.unique(named[discovery]).tolist():
+        found[value] = int(np.bincount(predictions[discovery][named[discovery] == value]).argmax())
+    return found
 
 
-def _bias(images: Gathered, values: Ints, seed: int) -> ShortcutBias | None:
-    if (values == images.labels).all():
+def _bias(columns: Mapping[str, Ints], cue: str, predictions: Ints, seed: int) -> ShortcutBias | None:
+    labels, values = columns[LABEL], columns[cue]
+    if (values == labels).all():
         return None
-    training = (images.labels, images.labels, values)
-    return shortcut_bias(images.labels, values, images.predictions, training=training, seed=seed)
+    return shortcut_bias(labels, values, predictions, training=(labels, labels, values), seed=seed)
 
 
-def _preference(images: Gathered, columns: Mapping[str, Ints], seed: int) -> CuePreference | None:
-    features = next(iter(images.embeddings.values()))
+def _preference(images: Gathered, rows: Ints, columns: Mapping[str, Ints], seed: int) -> CuePreference | None:
+    features = next(iter(images.embeddings.values()))[rows]
     try:
         return cue_preference(columns, probe(features), seed=seed)
     except ValueError:  # there is no diagonal to train on, or nothing off it

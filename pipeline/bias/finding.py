@@ -35,7 +35,8 @@ class Finding:
         name: for people.
         members: positions of its held-out images among the gathered ones, the foremost first.
         wrong: those of them that are predicted wrong, the foremost first.
-        neighbours: for the first `SHOWN` of `wrong`, the nearest right one of the class, or NO_IMAGE.
+        neighbours: for the first `SHOWN` of `wrong`, the nearest right one of the class that stands beside none before
+            it, or NO_IMAGE.
         contrast: where the evidence lies, against the other images of its classes; None where nothing can be compared.
         separations: how well its images are told from right ones by colours and edges of the whole image, of its
             evidence, and of the rest: where the difference lies.
@@ -122,7 +123,9 @@ def _finding(
     inside = members(half, one, trial.verdict.rules)
     foremost = top_members(half.memberships[:, one.slice], inside, int(inside.sum()))
     wrong = foremost[~half.correct[foremost]]
-    near = nearest_correct(images.embeddings[trial.space][rows], half.labels, half.predictions, wrong[:SHOWN])[:, 0]
+    near = _distinct(
+        nearest_correct(images.embeddings[trial.space][rows], half.labels, half.predictions, wrong[:SHOWN], count=SHOWN)
+    )
     compared = _compared(inside, half.labels, seed)
     maps = images.maps[rows[compared]]
     return Finding(
@@ -137,6 +140,14 @@ def _finding(
         enrichment=enrichment(_texts(images, rows, captions), inside, half.labels),
         keywords=_keywords(images, rows[inside], captions),
     )
+
+
+def _distinct(candidates: Ints) -> Ints:
+    """(Q, n) neighbours, the nearest first, to (Q,): of each the nearest that no earlier one has taken."""
+    taken: list[int] = []
+    for row in candidates.tolist():
+        taken.append(next((one for one in row if one not in taken), NO_IMAGE))
+    return np.array(taken, dtype=np.int64)
 
 
 def _separations(images: Gathered, trial: Trial, one: SliceVerdict) -> dict[Space, Estimate]:

@@ -195,7 +195,7 @@ def _discovery(spec: BiasSpec, explained: FinishedRun, images: Gathered, drawn: 
         images,
         tuple(trials),
         described,
-        cue_measures(images, spec.cues, seed=spec.seed) if spec.cues else None,
+        cue_measures(images, trials[0].rows, spec.cues, seed=spec.seed) if spec.cues else None,
         remedies(images, trials[0], spec.cues) if _can_be_mended(spec) else (),
         (*drawn, *images.statements, trials[0].statement, *trials[0].verdict.statements, *statements),
     )
