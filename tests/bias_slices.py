@@ -61,6 +61,7 @@ def _spec(folder: Path, images: Path) -> BiasSpec:
         mean=tinycnn.MEAN,
         std=tinycnn.STD,
         attributes=("tag", "core_quadrant"),
+        cues=("tag",),
         slicers={"domino": {"components": 4}, "random": {"slices": 3}},
         runner="local",
         progress="none",

@@ -215,6 +215,16 @@ def test_photographs_that_have_gone_leave_a_place(found: Found) -> None:
     assert "no photograph" not in page(found.failing)
 
 
+def test_cues_and_remedies_have_their_parts(found: Found) -> None:
+    html = page(found.failing)
+    assert "goes by tag first" in html
+    assert "Group DRO" in html
+    assert "label and tag" in html
+    without = page(replace(found.failing, cues=None, mitigation=()))
+    assert "goes by tag first" not in without
+    assert "Group DRO" not in without
+
+
 def test_that_the_mask_helps_is_only_said_where_it_finds_more(found: Found) -> None:
     trials = [one for one in found.failing.trials if one.slicer == "domino"]
     none = [replace(one, verdict=replace(one.verdict, slices=())) for one in trials]

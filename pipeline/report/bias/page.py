@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.report.bias import provenance
 from pipeline.report.bias.controls import controls
+from pipeline.report.bias.cues import cues
 from pipeline.report.bias.exhibit import exhibition
 from pipeline.report.bias.headline import headline
 from pipeline.report.bias.landscape import landscape
 from pipeline.report.bias.performance import performance
+from pipeline.report.bias.remedies import remedies
 from pipeline.report.html.template import render
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def page(found: "Discovery") -> str:
         "found": found,
         "headline": headline(found),
         "shown": exhibition(found),
-        "parts": [landscape(found), controls(found), performance(found)],
+        "parts": [landscape(found), *cues(found), *remedies(found), controls(found), performance(found)],
         "rules": list(provenance.rules(found)),
         "facts": list(provenance.facts(found)),
         "specification": provenance.specification(found),
