@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from pipeline.errors import InputError, RaylensError
 from pipeline.flags import pairs, parsed, with_flags
 from schemas.audit import AuditSpec
+from schemas.bias import BiasSpec
 from schemas.job import JobSpec
 from schemas.study import REFUSED, StudySpec
 
@@ -156,6 +157,18 @@ def _study(values: dict[str, Any]) -> None:
     study(spec)
 
 
+def _bias(values: dict[str, Any]) -> None:
+    """Find slices of the data on which the model fails, confirm them on other images, and show what it looked at.
+
+    [bold]raylens bias --config bias.yaml[/]
+
+    [bold]raylens bias --explanations OUT --output bias/[/] looks at what `raylens explain` has written.
+    """
+    from pipeline.jobs.bias import bias, specification
+
+    bias(specification(values))
+
+
 AUDIT_PANELS = {
     "Audit": ("night", "against", "explanations", "slices"),
     **{title: names for title, names in PANELS.items() if title != "Golden set"},
@@ -165,9 +178,15 @@ STUDY_PANELS = {
     **{title: tuple(name for name in names if name not in REFUSED) for title, names in PANELS.items()},
 }
 
+BIAS_PANELS = {
+    "Bias": ("explanations", "images", "slicers", "cues", "captions"),
+    **{title: names for title, names in PANELS.items() if title != "Golden set"},
+}
+
 app.command("explain")(with_flags(JobSpec, PANELS, _explain))
 app.command("audit")(with_flags(AuditSpec, AUDIT_PANELS, _audit))
 app.command("study")(with_flags(StudySpec, STUDY_PANELS, _study))
+app.command("bias")(with_flags(BiasSpec, BIAS_PANELS, _bias))
 app.command("gallery")(
     with_flags(JobSpec, {"Gallery": ("config", "input", "output", "method", "storage"), "Model": MODEL_FLAGS}, _gallery)
 )
