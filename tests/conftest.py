@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-TOGETHER = {"jobs": "ray", "chaos": "ray", "serve": "ray", "test_cli.py": "ray"}
+TOGETHER = {"jobs": "ray", "chaos": "ray", "serve": "ray", "deploy": "ray", "test_cli.py": "ray"}
 """What shares a cluster or measures its own processes stays in one process, and starts first; see `group`."""
 
 

@@ -116,6 +116,7 @@ def run(name: str, jobs: Path, environment: dict[str, str], *results: int) -> No
     assert done.returncode in results, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("agent")
 def test_a_job_explains_and_bias_is_looked_for(s3: S3Server, jobs: Path, environment: dict[str, str]) -> None:
     run("raylens-explain", jobs, environment, 0)
