@@ -108,6 +108,8 @@ class Endpoint(GrpcInference):
         asking = self._all.broadcast("metrics").results_async(timeout_s=METRICS_S, return_exceptions=True)
         try:
             told = [answer for answer in await asking if not isinstance(answer, LOST)]
+        except LOST:
+            told = []
         except TimeoutError as error:
             raise RefusedError("unavailable", f"a process did not tell its metrics in {METRICS_S:g} s") from error
         return dict([*told, await self.metrics()])

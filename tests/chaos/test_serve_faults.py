@@ -275,7 +275,7 @@ async def load(client: httpx.AsyncClient, stop: asyncio.Event, clients: int = 8)
             try:
                 answer = await explained(client, number)
                 found[answer.status_code] += 1
-                connections.add(answer.extensions["network_stream"].get_extra_info("client_addr"))
+                connections.add(answer.extensions["network_stream"])
             except httpx.HTTPError as error:
                 found[repr(error)] += 1
 
