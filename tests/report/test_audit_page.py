@@ -171,6 +171,8 @@ def test_empty_parts_say_why(found: Nights, browser: Browser, tmp_path: Path) ->
     html = page(unlabelled(tmp_path / "run", found.first))
     with opened(browser, written(html, tmp_path), ready=False) as tab:
         expect(tab.locator("#performance")).to_contain_text("No image has a label")
+        expect(tab.locator("#performance")).to_contain_text("Mean score")
+        expect(tab.locator("#performance")).not_to_contain_text("Mean score where right")
         expect(tab.locator("#calibration")).to_contain_text("Calibration needs labels")
         expect(tab.locator("#maps")).to_contain_text("No map was measured")
         expect(tab.locator(".first")).to_contain_text("could not be read again")

@@ -88,7 +88,7 @@ def _group_row(one: Group) -> tuple[Cell, ...]:
 
 
 def overall_table(performance: Performance) -> Table:
-    """The run as a whole, a number a line.
+    """The run as a whole, a number a line; without labels only what needs none.
 
     Args:
         performance: of the night.
@@ -112,7 +112,8 @@ def overall_table(performance: Performance) -> Table:
     )
     caption = f"{plural(one.images, 'explained image')}, {one.labelled:,} with a label"
     columns = (Column("Number", numeric=False), Column("Value"))
-    return Table("overall", caption, columns, tuple((text(name), cell) for name, cell in rows))
+    known = (row for row in rows if one.labelled or row[1].order is not None)
+    return Table("overall", caption, columns, tuple((text(name), cell) for name, cell in known))
 
 
 def confusion(performance: Performance, names: Mapping[int, str]) -> Plot | None:
