@@ -21,8 +21,8 @@ DTYPES = ("float16", "float32")
 SHAPE = (4, 4)
 SCALARS = (
     "sample_id", "uri", "shard", "row", "content_digest", "width", "height", "label", "prediction", "prediction_name",
-    "score", "margin", "entropy", "rank", "target", "target_score", "method", "layer", "heatmap_scale", "heatmap_max", "heatmap_min",
-    "mass_centre", "gini", "centroid_x", "centroid_y", "self_check",
+    "score", "margin", "entropy", "rank", "target", "target_score", "method", "layer", "heatmap_scale",
+    "heatmap_max", "heatmap_min", "mass_centre", "gini", "centroid_x", "centroid_y", "self_check",
 )  # fmt: skip
 LISTS = ("top5", "top5_scores", "box", "embedding")
 
