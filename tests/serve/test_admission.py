@@ -50,7 +50,7 @@ def test_what_waited_too_long_is_refused_before_it_is_computed(service: Service)
     assert explained(service) == before
 
 
-@pytest.mark.parametrize("arrived", ["", "nan", "inf", "1e400", "-", "soon", repr(time.time() + 1e6)])
+@pytest.mark.parametrize("arrived", ["", "nan", "inf", "1e400", "-", "soon", "99999999999"])
 def test_a_time_that_a_client_made_up_does_no_harm(service: Service, arrived: str) -> None:
     assert asked(service, "/explain", arrived).status_code == 200
 
