@@ -32,11 +32,11 @@ lint: venv  ## ruff, mypy --strict, pydoclint
 	$(BIN)/mypy
 	$(BIN)/pydoclint --quiet pipeline serve schemas
 
-test: lint  ## lint, then every test that does not take minutes, on two cores
-	$(BIN)/python -m pytest tests --numprocesses=2 --dist=loadgroup --no-loadscope-reorder --durations=40
+test: lint  ## lint, then every test that does not take minutes, in three processes
+	$(BIN)/python -m pytest tests --numprocesses=3 --dist=loadgroup --no-loadscope-reorder --durations=40
 
 thorough: venv  ## every seed and kind of fault, and every family that must compile
-	$(BIN)/python -m pytest tests/chaos tests/runtime tests/deploy --thorough
+	$(BIN)/python -m pytest tests/chaos tests/runtime tests/deploy tests/test_readme.py --thorough
 
 bench: venv  ## side-by-side benchmarks; prints ratios
 	$(BIN)/python -m pytest tests/benchmarks --benchmarks -s

@@ -24,7 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-TOGETHER = {"jobs": "ray", "chaos": "ray", "serve": "ray", "deploy": "ray", "test_cli.py": "ray"}
+TOGETHER = {
+    "jobs": "jobs", "chaos": "jobs", "test_cli.py": "jobs",
+    "serve": "serve", "deploy": "serve", "chaos/test_serve_faults.py": "serve",
+}  # fmt: skip
 """What shares a cluster or measures its own processes stays in one process, and starts first; see `group`."""
 
 
@@ -35,12 +38,12 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
 def group(path: Path) -> str:
     """Which tests one worker runs in turn under `--dist loadgroup`: those with Ray, and else a module's."""
     within = path.relative_to(Path(__file__).parent)
-    return TOGETHER.get(within.parts[0], str(within))
+    return TOGETHER.get(str(within), TOGETHER.get(within.parts[0], str(within)))
 
 
 def starts(item: pytest.Item) -> int:
-    """Ray's tests first, then the README's: each as long as half of the rest."""
-    return ("ray", "test_readme.py", group(item.path)).index(group(item.path))
+    """Ray's tests first, then the README's: they are the longest, and mostly wait."""
+    return ("jobs", "serve", "test_readme.py", group(item.path)).index(group(item.path))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -111,6 +111,7 @@ def test_every_command_and_example_runs(demo: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.thorough
 def test_the_demo_runs_through_s3(tmp_path: Path) -> None:
     run("make demo S3=1", tmp_path)
     assert (tmp_path / "demo" / "contact-sheet.png").stat().st_size > 10_000

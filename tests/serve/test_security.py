@@ -92,7 +92,7 @@ def test_a_key_has_its_own_rate(closed: Service) -> None:
     assert "more than 3 requests a minute" in refused.json()["error"]
     assert ask(closed, "GET", "/v2", headers={"x-api-key": KEYS[0]}).status_code == 200
     metrics = ask(closed, "GET", "/metrics", headers={"x-api-key": KEYS[0]}).text
-    assert 'raylens_key_requests_total{key="second"} 3.0' in metrics
+    assert 'raylens_key_requests_total{key="second",replica=""} 3.0' in metrics
     assert not any(key in metrics for key in KEYS)
 
 
