@@ -33,7 +33,7 @@ lint: venv  ## ruff, mypy --strict, pydoclint
 	$(BIN)/pydoclint --quiet pipeline serve schemas
 
 test: lint  ## lint, then every test that does not take minutes, in three processes
-	$(BIN)/python -m pytest tests --numprocesses=3 --dist=loadgroup --no-loadscope-reorder --durations=40
+	$(BIN)/python -m pytest tests --numprocesses=3 --dist=loadfile --no-loadscope-reorder --durations=40
 
 thorough: venv  ## every seed and kind of fault, and every family that must compile
 	$(BIN)/python -m pytest tests/chaos tests/runtime tests/deploy tests/test_readme.py --thorough

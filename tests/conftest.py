@@ -24,33 +24,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-TOGETHER = {
-    "jobs": "jobs", "chaos": "jobs", "test_cli.py": "jobs",
-    "serve": "serve", "deploy": "serve", "chaos/test_serve_faults.py": "serve",
-}  # fmt: skip
-"""What shares a cluster or measures its own processes stays in one process, and starts first; see `group`."""
+LONGEST = ("test_readme.py", "chaos", "jobs", "serve", "test_cli.py", "deploy")
+"""What starts first: it takes longest, and mostly waits."""
 
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)  # the other core is another worker's
 
 
-def group(path: Path) -> str:
-    """Which tests one worker runs in turn under `--dist loadgroup`: those with Ray, and else a module's."""
-    within = path.relative_to(Path(__file__).parent)
-    return TOGETHER.get(str(within), TOGETHER.get(within.parts[0], str(within)))
+def place(item: pytest.Item) -> int:
+    """Among `LONGEST`, or after them."""
+    first = item.path.relative_to(Path(__file__).parent).parts[0]
+    return LONGEST.index(first) if first in LONGEST else len(LONGEST)
 
 
-def starts(item: pytest.Item) -> int:
-    """Ray's tests first, then the README's: they are the longest, and mostly wait."""
-    return ("jobs", "serve", "test_readme.py", group(item.path)).index(group(item.path))
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=starts)
+    items.sort(key=place)
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item.path)))
         if "benchmarks" in item.path.parts and not config.getoption("--benchmarks"):
             item.add_marker(pytest.mark.skip(reason="a benchmark; run `make bench`"))
         if item.get_closest_marker("thorough") and not config.getoption("--thorough"):
