@@ -132,6 +132,7 @@ def test_schema_and_metadata_of_the_files(ledger: Ledger) -> None:
             "uri": "/a#1",
             "shard": "a",
             "row": 1,
+            "content_digest": None,
             "stage": "stage",
             "code": "corrupt",
             "message": "message",
