@@ -28,6 +28,7 @@ from serve.metrics import Metrics
 from serve.problems import STATUS
 from serve.service import Service
 
+pytestmark = pytest.mark.timeout(1200)  # the demo, while other processes of the suite take the cores
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 SERVING = (ROOT / "deploy" / "SERVING.md").read_text()
