@@ -137,9 +137,10 @@ def _audit(values: dict[str, Any]) -> None:
 
     Leaves with exit code 11 where there is an alert. Run the same command again after an interruption.
     """
-    from pipeline.jobs.audit import audit, specification
+    from pipeline.jobs.again import specification
+    from pipeline.jobs.audit import audit
 
-    audit(specification(values))
+    audit(specification(AuditSpec, values))
 
 
 def _study(values: dict[str, Any]) -> None:
@@ -164,9 +165,10 @@ def _bias(values: dict[str, Any]) -> None:
 
     [bold]raylens bias --explanations OUT --output bias/[/] looks at what `raylens explain` has written.
     """
-    from pipeline.jobs.bias import bias, specification
+    from pipeline.jobs.again import specification
+    from pipeline.jobs.bias import bias
 
-    bias(specification(values))
+    bias(specification(BiasSpec, values))
 
 
 AUDIT_PANELS = {

@@ -121,4 +121,4 @@ class BiasSpec(JobSpec):
             A specification without the fields of bias discovery.
         """
         values = {name: getattr(self, name) for name in JobSpec.model_fields}
-        return JobSpec(**values | {"output": output, "embedding": False, "metrics_file": None})
+        return JobSpec(**values | {"output": output, "embedding": False})

@@ -10,42 +10,31 @@ from prometheus_client import CollectorRegistry
 from pipeline.attribution import METHODS
 from pipeline.attribution.base import Needs
 from pipeline.drift.compare import Drift, compare
-from pipeline.errors import AlertError, OutputError
+from pipeline.errors import AlertError
 from pipeline.evaluation.grid_table import grid_rows
 from pipeline.evaluation.metrics import create
 from pipeline.evaluation.table import MetricRow, metric_rows
-from pipeline.flags import built, merged
+from pipeline.jobs.again import plan_of, same_job, selected
 from pipeline.jobs.cluster import cluster
-from pipeline.jobs.explain import clear, explain
+from pipeline.jobs.explain import explain
 from pipeline.jobs.grids import Gridded, gridded
 from pipeline.jobs.history import History, today
 from pipeline.jobs.metrics import hand_over
 from pipeline.jobs.progress import Display, display
 from pipeline.jobs.reading import reader
-from pipeline.jobs.run import Selection, run
+from pipeline.jobs.run import Selection
 from pipeline.jobs.sample import draw
 from pipeline.logs import named_run
 from pipeline.performance.measure import measure
 from pipeline.performance.result import Performance
 from pipeline.stream.finished import Each, FinishedRun, open_run
-from pipeline.stream.ledger import STATE, Ledger
 from schemas.audit import AuditSpec, NightRecord
 from schemas.grids import GridsSpec
-from schemas.job import IDENTITY, JobSpec
 from schemas.measures import MeasureSpec
 
 JOB = "raylens_audit"
 RESULT = "audit.json"
 REPORT = "report.html"
-UNALIKE: dict[str, Any] = {
-    "runtime": "torch",
-    "max_reject_share": 1.0,
-    "overwrite": False,
-    "metrics_file": None,
-    "metrics_pushgateway": None,
-    "interval_h": None,
-}
-"""What a job on images of an earlier one does not take from it, such as the place of its metrics."""
 GRIDS = 24
 """Of each setting, where nothing is said."""
 
@@ -123,26 +112,6 @@ class Night:
         }
 
 
-def specification(values: dict[str, Any]) -> AuditSpec:
-    """The specification that flags or a file describe; of a finished run, the fields of its job are its own.
-
-    Args:
-        values: as `pipeline.flags.with_flags` gives them.
-
-    Returns:
-        The specification.
-
-    Raises:
-        SpecError: a field is wrong.
-    """
-    content = merged(AuditSpec, values)
-    if "explanations" in content:
-        found = open_run(str(content["explanations"]), content.get("storage")).record.spec
-        own = {name: found[name] for name in IDENTITY if name in found and name in AuditSpec.model_fields}
-        content = own | content
-    return built(AuditSpec, content)
-
-
 def audit(spec: AuditSpec) -> Night:
     """Runs an audit, or what is missing of it.
 
@@ -203,28 +172,20 @@ def _measured(
     settings = spec.measure
     if settings.images == 0 or not (settings.metrics or settings.boxes):
         return None, ["No map was measured: measure asks for no images, or for no metrics."]
-    shards = Ledger(explained.address, spec.storage).plan()
-    if shards is None:
-        raise OutputError(f"{explained.address} has no {STATE}/plan.json, which says where its images are")
+    shards = plan_of(explained)
     sample = draw(explained, shards, images=settings.images, most_shards=settings.shards, seed=settings.seed)
     measures = MeasureSpec(
         metrics=settings.metrics, ranks=sample.ranks(settings.metrics), boxes=settings.boxes, seed=settings.seed
     )
-    job = _same_job(spec, explained, f"{folder}/measured")
-    ledger = Ledger(job.output, spec.storage)
-    selection = Selection(sample.plan(shards), measures)
-    if _is_other(ledger, selection.identity(job)):
-        clear(ledger)
-    if ledger.read_json("run.json") is None:
-        run(job, ledger, shown, ready, selection)
-    return open_run(job.output, spec.storage), [sample.statement]
+    job = same_job(spec, explained, f"{folder}/measured")
+    return selected(job, Selection(sample.plan(shards), measures), shown, ready), [sample.statement]
 
 
 def _gridded(
     spec: AuditSpec, explained: FinishedRun, folder: str, shown: Display, ready: Callable[[], None]
 ) -> Gridded:
     settings = spec.measure
-    job = _same_job(spec, explained, f"{folder}/grids")
+    job = same_job(spec, explained, f"{folder}/grids")
     count, why = (settings.grids, "") if settings.grids is not None else _usual_grids(job.method)
     if count == 0:
         return Gridded(None, (why,) if why else ())
@@ -250,22 +211,6 @@ def _performance(spec: AuditSpec, explained: FinishedRun, each: Each) -> Perform
     return measure(explained, spec.performance, each=each).result(
         dict(enumerate(labels)) if isinstance(labels, list) else None
     )
-
-
-def _same_job(spec: AuditSpec, explained: FinishedRun, output: str) -> JobSpec:
-    """The job that explained, with another output; executed as this audit says."""
-    saved = {name: value for name, value in explained.record.spec.items() if name in JobSpec.model_fields}
-    how = {
-        name: getattr(spec, name)
-        for name in ("runner", "ray_address", "workers", "max_workers", "cache", "storage", "metrics_port")
-    }
-    return JobSpec(**{**saved, **how, **UNALIKE, "output": output})
-
-
-def _is_other(ledger: Ledger, identity: dict[str, Any]) -> bool:
-    """Whether the output holds an audit by another specification, which this one replaces."""
-    saved = ledger.read_json(STATE, "job.json")
-    return saved is not None and saved["identity"] != identity
 
 
 def _judged(

@@ -11,21 +11,21 @@ from pipeline.bias.mitigation import Outcome
 from pipeline.bias.remedy import remedies
 from pipeline.bias.trial import Trial, attempt
 from pipeline.bias.verdict import Rules
-from pipeline.errors import MethodError, OutputError
-from pipeline.flags import built, merged
+from pipeline.errors import MethodError
+from pipeline.jobs.again import plan_of, same_job, selected
 from pipeline.jobs.cluster import cluster
-from pipeline.jobs.explain import clear
 from pipeline.jobs.progress import Display, display
-from pipeline.jobs.run import Selection, run
+from pipeline.jobs.run import Selection
 from pipeline.jobs.sample import draw
 from pipeline.stream.finished import FinishedRun, open_run
-from pipeline.stream.ledger import STATE, Ledger
+from pipeline.stream.ledger import Ledger
 from schemas.bias import BiasSpec
 from schemas.embeddings import Space
-from schemas.job import IDENTITY, JobSpec
 
 RESULT = "bias.json"
 REPORT = "report.html"
+METRICS = ("metrics_file", "metrics_pushgateway", "interval_h")
+"""Where the embedding job publishes, which is all that is streamed here."""
 DESCRIBED = 12
 """Slices that are described."""
 
@@ -86,26 +86,6 @@ class Discovery:
         }
 
 
-def specification(values: dict[str, Any]) -> BiasSpec:
-    """The specification that flags or a file describe; of a finished run, the fields of its job are its own.
-
-    Args:
-        values: as `pipeline.flags.with_flags` gives them.
-
-    Returns:
-        The specification.
-
-    Raises:
-        SpecError: a field is wrong.
-    """
-    content = merged(BiasSpec, values)
-    if "explanations" in content:
-        found = open_run(str(content["explanations"]), content.get("storage")).record.spec
-        own = {name: found[name] for name in IDENTITY if name in found and name in BiasSpec.model_fields}
-        content = own | content
-    return built(BiasSpec, content)
-
-
 def bias(spec: BiasSpec) -> Discovery:
     """Runs bias discovery, or what is missing of it.
 
@@ -142,34 +122,19 @@ def _embedded(spec: BiasSpec, shown: Display, ready: Callable[[], None]) -> tupl
     job, plan, statements = spec.job(f"{spec.output}/explained"), None, []
     if spec.explanations is not None:
         given = open_run(spec.explanations, spec.storage)
-        job, plan = _same_job(spec, given), _plan(spec, given)
+        own = {name: getattr(spec, name) for name in ("attributes", "overwrite", *METRICS)}
+        job = same_job(spec, given, f"{spec.output}/embedded", embedding=False, **own)
+        plan = _plan(spec, given)
         if given.record.explained > spec.images:
             explained = given.record.explained
             statements = [f"{spec.images} of the {explained} explained images were drawn at random and are looked at."]
-    ledger, selection = Ledger(job.output, spec.storage), Selection(plan, spec.embeddings.spec(spec.seed))
-    saved = ledger.read_json(STATE, "job.json")
-    if spec.overwrite or (saved is not None and saved["identity"] != selection.identity(job)):
-        clear(ledger)
-    if ledger.read_json("run.json") is None:
-        run(job, ledger, shown, ready, selection)
-    return open_run(job.output, spec.storage), statements
-
-
-def _same_job(spec: BiasSpec, given: FinishedRun) -> JobSpec:
-    """The job that explained, with another output; executed as this one says."""
-    saved = {name: value for name, value in given.record.spec.items() if name in JobSpec.model_fields}
-    how = {
-        name: getattr(spec, name) for name in ("runner", "ray_address", "workers", "max_workers", "cache", "storage")
-    }
-    own = {"attributes": spec.attributes, "output": f"{spec.output}/embedded", "embedding": False, "runtime": "torch"}
-    return JobSpec(**{**saved, **how, **own, "max_reject_share": 1.0, "overwrite": False})
+    selection = Selection(plan, spec.embeddings.spec(spec.seed))
+    return selected(job, selection, shown, ready), statements
 
 
 def _plan(spec: BiasSpec, given: FinishedRun) -> list[Any]:
     """Where the run's images are; a random part of them where there are more than are asked for."""
-    shards = Ledger(given.address, spec.storage).plan()
-    if shards is None:
-        raise OutputError(f"{given.address} has no {STATE}/plan.json, which says where its images are")
+    shards = plan_of(given)
     if given.record.explained <= spec.images:
         return shards
     return draw(given, shards, images=spec.images, most_shards=len(shards), seed=spec.seed).plan(shards)

@@ -12,9 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import attribution
-from pipeline.errors import InputError, MethodError, OutputError, RowError
+from pipeline.errors import InputError, MethodError, RowError
 from pipeline.evaluation.grid_settings import GridScorer
 from pipeline.evaluation.grids import CELLS, CONFIDENCE, Candidates, plan_grids
+from pipeline.jobs.again import plan_of
 from pipeline.jobs.explain import clear
 from pipeline.jobs.progress import Display
 from pipeline.jobs.run import Selection, run
@@ -144,9 +145,7 @@ def _rejected(made: RunRecord) -> Iterator[str]:
 
 def _laid_out(job: JobSpec, explained: FinishedRun, wanted: GridsSpec, ledger: Ledger) -> list[Shard]:
     """Draws the grids, fetches their images and writes them as sheets."""
-    shards = Ledger(explained.address, explained.storage).plan()
-    if shards is None:
-        raise OutputError(f"{explained.address} has no {STATE}/plan.json, which says where its images are")
+    shards = plan_of(explained)
     settings, statements = _fitting(job, wanted)
     found = candidates(explained, shards, wanted) if settings else []
     grids: list[tuple[Setting, int, NDArray[np.int64]]] = []

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from pipeline.bias import planted, tinycnn
 from pipeline.cli import app
 from pipeline.errors import InputError, MethodError
-from pipeline.jobs import bias as job
+from pipeline.jobs import again as again_module
 from pipeline.jobs.bias import Discovery, bias
 from pipeline.jobs.explain import explain
 from schemas.bias import BiasSpec
@@ -148,7 +148,7 @@ def test_a_second_run_embeds_nothing_and_says_the_same(
     def never(*_args: object) -> None:
         raise AssertionError("embedded again")
 
-    monkeypatch.setattr(job, "run", never)
+    monkeypatch.setattr(again_module, "run", never)
     again = bias(spec(place, Path(found.spec.output)))
     assert again.to_json()["findings"] == found.to_json()["findings"]
 
