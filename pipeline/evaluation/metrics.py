@@ -1,13 +1,12 @@
 """Metrics of explanations by name, and what they judge. A new metric: one class in its family's file, one line here."""
 
-import inspect
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
 from pipeline.attribution import Method
 from pipeline.attribution.folding import Scorer
-from pipeline.errors import MethodError
+from pipeline.catalogue import chosen
 from pipeline.evaluation.fidelity import Infidelity, MuFidelity
 from pipeline.evaluation.metric import Explain, Metric, Subject
 from pipeline.evaluation.randomisation import cascade
@@ -46,12 +45,7 @@ def create(name: str, **parameters: object) -> Metric:
     Raises:
         MethodError: no such metric, it has no such parameter, or a parameter is out of range.
     """
-    if name not in METRICS:
-        raise MethodError(f"no metric is named {name!r}; there are: {', '.join(METRICS)}")
-    known = list(inspect.signature(METRICS[name]).parameters)
-    if unknown := sorted(parameters.keys() - set(known)):
-        raise MethodError(f"metric {name} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}")
-    return METRICS[name](**parameters)  # type: ignore[arg-type]
+    return chosen("metric", METRICS, name, parameters)
 
 
 def explains(method: Method) -> Explain:

@@ -1,14 +1,12 @@
 """Slicers by name. A new one: one class in a file of its own, one line here."""
 
-import inspect
-
 from pipeline.bias.slicing.chance import Random
 from pipeline.bias.slicing.domino import Domino
 from pipeline.bias.slicing.facts import Facts
 from pipeline.bias.slicing.kmeans import KMeans
 from pipeline.bias.slicing.slicer import Slicer
 from pipeline.bias.slicing.spray import Spray
-from pipeline.errors import MethodError
+from pipeline.catalogue import chosen
 
 SLICERS: dict[str, type[Slicer]] = {
     "domino": Domino,
@@ -32,9 +30,4 @@ def create(name: str, **parameters: object) -> Slicer:
     Raises:
         MethodError: no such slicer, it has no such parameter, or a parameter is out of range.
     """
-    if name not in SLICERS:
-        raise MethodError(f"no slicer is named {name!r}; there are: {', '.join(SLICERS)}")
-    known = list(inspect.signature(SLICERS[name]).parameters)
-    if unknown := sorted(parameters.keys() - set(known)):
-        raise MethodError(f"slicer {name} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}")
-    return SLICERS[name](**parameters)  # type: ignore[arg-type]
+    return chosen("slicer", SLICERS, name, parameters)

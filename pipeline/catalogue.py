@@ -1,0 +1,32 @@
+"""Things that are chosen by name and have parameters: metrics, slicers."""
+
+import inspect
+from collections.abc import Mapping
+from typing import TypeVar
+
+from pipeline.errors import MethodError
+
+Kind = TypeVar("Kind")
+
+
+def chosen(what: str, catalogue: Mapping[str, type[Kind]], name: str, parameters: Mapping[str, object]) -> Kind:
+    """Makes one thing of a catalogue.
+
+    Args:
+        what: it is, for messages.
+        catalogue: classes by name.
+        name: key of it.
+        parameters: of the class.
+
+    Returns:
+        The thing.
+
+    Raises:
+        MethodError: there is none of that name, it has no such parameter, or a parameter is out of range.
+    """
+    if name not in catalogue:
+        raise MethodError(f"no {what} is named {name!r}; there are: {', '.join(catalogue)}")
+    known = list(inspect.signature(catalogue[name]).parameters)
+    if unknown := sorted(parameters.keys() - set(known)):
+        raise MethodError(f"{what} {name} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}")
+    return catalogue[name](**parameters)
