@@ -11,10 +11,11 @@ from runs import columns, write
 
 from pipeline.bias import planted, tinycnn
 from pipeline.drift.compare import compare
-from pipeline.jobs.audit import Night, audit, specification
+from pipeline.jobs.again import specification
+from pipeline.jobs.audit import Night, audit
 from pipeline.performance.measure import measure
 from pipeline.stream.finished import FinishedRun, open_run
-from schemas.audit import DriftSpec, DriftThresholds, PerformanceSpec
+from schemas.audit import AuditSpec, DriftSpec, DriftThresholds, PerformanceSpec
 from schemas.explanations import CONTENT
 
 IMAGES, SHARDS, SIDE = 80, 2, 48
@@ -59,7 +60,7 @@ def nights(folder: Path) -> Nights:
     pixels, labels = planted.stack(planted.PlantedSpec(n_images=300, rho=0.9, size=SIDE, seed=1), range(300))
     network = tinycnn.train(torch.from_numpy(pixels), torch.from_numpy(labels), epochs=4)
     tinycnn.save(network, folder / "network.safetensors")
-    first, second = (audit(specification(_values(folder, name))) for name in ("one", "two"))
+    first, second = (audit(specification(AuditSpec, _values(folder, name))) for name in ("one", "two"))
     return Nights(
         first,
         _against(first, first.explained, DriftThresholds()),

@@ -13,7 +13,8 @@ from samples import job, write_tars
 
 from pipeline.attribution import METHODS
 from pipeline.flags import merged, parsed
-from pipeline.jobs.audit import audit, specification
+from pipeline.jobs.again import specification
+from pipeline.jobs.audit import audit
 from pipeline.jobs.explain import explain
 from pipeline.stream.s3server import S3Server
 from schemas.audit import AuditSpec
@@ -37,7 +38,7 @@ IAM = {
 
 def test_jobs_are_specifications() -> None:
     explained = parsed(JobSpec, {"config": JOBS / "explain.yaml"})
-    audited = specification({"config": JOBS / "audit.yaml"})
+    audited = specification(AuditSpec, {"config": JOBS / "audit.yaml"})
     assert explained.method in METHODS
     assert audited.model_spec() == explained.model_spec()
     bias = merged(BiasSpec, {"config": JOBS / "bias.yaml"})  # the rest is in the run that it looks at
