@@ -87,8 +87,10 @@ def _same_job(saved: dict[str, Any], spec: JobSpec) -> None:
 
 def clear(ledger: Ledger) -> None:
     """Removes what an earlier job wrote; the record first, so that no half-removed output looks complete."""
-    for name in ("run.json", "explanations", "rejects", STATE):
+    for name in ("run.json", "explanations", "rejects"):
         ledger.remove(name)
+    ledger.forget()
+    ledger.remove(STATE)
 
 
 def judged(record: RunRecord, spec: JobSpec) -> RunRecord:

@@ -100,7 +100,7 @@ def run(
         record = _record(spec, steps, model, counts, started, len(plan))
         ledger.write_json(record.model_dump(mode="json"), "run.json")
         metrics.succeeded()
-    ledger.remove(STATE, "fragments")
+    ledger.forget()
     shown.say("done", images=record.images, explained=record.explained, rejected=record.rejected, output=spec.output)
     return record
 

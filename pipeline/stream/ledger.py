@@ -13,9 +13,11 @@ import hashlib
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -45,7 +47,7 @@ class Coverage:
     """How much of one shard is committed.
 
     Attributes:
-        spans: of the fragments, sorted.
+        spans: of the fragments, sorted and joined: few, however many blocks a shard has.
         end: one past the shard's last row, or None before it was read to its end.
         only: the rows that are asked for; None for all.
     """
@@ -85,6 +87,17 @@ def _overlaps(left: Sequence[Span], right: Sequence[Span]) -> Iterator[Span]:
         for a in left:
             if a.first < b.last and b.first < a.last:
                 yield Span(max(a.first, b.first), min(a.last, b.last))
+
+
+def _joined(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """Sorted spans; those that touch or overlap become one."""
+    joined: list[Span] = []
+    for span in sorted(spans):
+        if joined and span.first <= joined[-1].last:
+            joined[-1] = Span(joined[-1].first, max(joined[-1].last, span.last))
+        else:
+            joined.append(span)
+    return tuple(joined)
 
 
 class Receipt(NamedTuple):
@@ -165,7 +178,7 @@ class Ledger:
                 spans.append(Span(int(match[1]), int(match[2])))
             elif match := _END.fullmatch(name):
                 end = int(match[1])
-        return Coverage(tuple(sorted(spans)), end)
+        return Coverage(_joined(spans), end)
 
     def survey(self, shards: list[Shard]) -> list[Coverage]:
         """What is committed of each shard."""
@@ -208,6 +221,14 @@ class Ledger:
         """Paths of a shard's fragments, in order of rows."""
         folder = self.path(STATE, "fragments", key(shard_name))
         return [f"{folder}/{name}" for name in list_names(self.filesystem, folder) if _FRAGMENT.fullmatch(name)]
+
+    def forget(self) -> None:
+        """Removes all fragments, a shard at a time: fsspec's `rm` holds the path of everything that it removes."""
+        folder = self.path(STATE, "fragments")
+        shards = [f"{folder}/{name}" for name in list_names(self.filesystem, folder)]
+        with ThreadPoolExecutor(LISTING_THREADS) as pool:
+            deque(pool.map(partial(self.filesystem.rm, recursive=True), shards), maxlen=0)
+        self.remove(STATE, "fragments")
 
     def remove(self, *names: str) -> None:
         """Removes a file or folder of the output; does nothing where there is none."""

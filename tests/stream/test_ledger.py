@@ -190,6 +190,28 @@ def test_removing(ledger: Ledger) -> None:
     assert ledger.read_json("run.json") is None
 
 
+def test_fragments_that_touch_are_one_span(ledger: Ledger) -> None:
+    for first in (4, 0, 2, 9, 1):
+        ledger.commit(table(rows("a", first, first + 1)), METADATA)
+    assert ledger.coverage("a").spans == (Span(0, 6), Span(9, 11))
+    assert ledger.coverage("a").missing(0) == [Span(6, 9), Span(11, 2**62)]
+
+
+def test_fragments_are_forgotten_a_shard_at_a_time(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger.freeze([Shard(0, "a", "/a", "webdataset"), Shard(1, "b", "/b", "webdataset")])
+    ledger.commit(table([*rows("a", 0, 1), *rows("b", 0)]), METADATA)
+    removed: list[str] = []
+    monkeypatch.setattr(ledger.filesystem, "rm", lambda path, **_: removed.append(path))
+    ledger.forget()
+    folder = ledger.path(STATE, "fragments")
+    assert sorted(removed[:2]) == sorted(f"{folder}/{key(name)}" for name in "ab")
+    monkeypatch.undo()
+    ledger.forget()
+    ledger.forget()
+    assert not Path(folder).exists()
+    assert ledger.plan() is not None
+
+
 ROWS = 23
 
 
