@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +28,17 @@ def launched() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=browser_path(), args=ARGS)
         yield browser
         browser.close()
+
+
+def written(html: str, folder: Path) -> str:
+    """Address of a page that was written to a file."""
+    path = folder / "report.html"
+    path.write_text(html)
+    return path.as_uri()
+
+
+def headings(tab: Page) -> list[str]:
+    return [text.strip() for text in tab.locator("main h2").all_inner_texts()]
 
 
 @contextmanager

@@ -1,12 +1,11 @@
 """The audit's page in a real browser: complete, without network, readable without script, inert to what data say."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from audit_nights import HOSTILE, IMAGES, Nights, unlabelled
-from page_browser import browser_path, launched, opened
-from playwright.sync_api import Browser, Page, expect
+from page_browser import browser_path, headings, opened, written
+from playwright.sync_api import Browser, expect
 
 from pipeline.evaluation.aggatt import EDGES
 from pipeline.report.audit.gallery import KINDS
@@ -22,22 +21,6 @@ pytestmark = pytest.mark.skipif(browser_path() is None, reason="no Chromium; set
 def alarmed(found: Nights, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Address of the page with every part."""
     return written(page(found.alarmed), tmp_path_factory.mktemp("page"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched() as one:
-        yield one
-
-
-def written(html: str, folder: Path) -> str:
-    path = folder / "report.html"
-    path.write_text(html)
-    return path.as_uri()
-
-
-def headings(tab: Page) -> list[str]:
-    return [text.strip() for text in tab.locator("main h2").all_inner_texts()]
 
 
 def test_the_first_screen_answers(alarmed: str, browser: Browser, found: Nights) -> None:

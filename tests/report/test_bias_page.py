@@ -1,13 +1,12 @@
 """The page of bias discovery in a real browser: it answers at once, needs no network, and is inert to what data say."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bias_slices import HOSTILE, IMAGES, Found, found_slices
-from page_browser import browser_path, launched, opened
-from playwright.sync_api import Browser, Page, expect
+from page_browser import browser_path, headings, opened, written
+from playwright.sync_api import Browser, expect
 
 from pipeline.bias.finding import SHOWN
 from pipeline.bias.verdict import SliceVerdict, Status
@@ -33,22 +32,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 def failing(found: Found, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Address of the page with every part."""
     return written(page(found.failing), tmp_path_factory.mktemp("page"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched() as one:
-        yield one
-
-
-def written(html: str, folder: Path) -> str:
-    path = folder / "report.html"
-    path.write_text(html)
-    return path.as_uri()
-
-
-def headings(tab: Page) -> list[str]:
-    return [text.strip() for text in tab.locator("main h2").all_inner_texts()]
 
 
 def described(found: Discovery, **changes: object) -> Discovery:

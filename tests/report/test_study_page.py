@@ -1,12 +1,11 @@
 """The page of a study in a real browser: who leads, what that is not, whole without network and without script."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from page_browser import browser_path, launched, opened
+from page_browser import browser_path, opened, written
 from playwright.sync_api import Browser, Page, expect
 from samples import job, write_tars
 
@@ -41,19 +40,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @pytest.fixture(scope="module")
 def address(found: Study, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return written(found, tmp_path_factory.mktemp("page"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched() as one:
-        yield one
-
-
-def written(study: Study, folder: Path) -> str:
-    path = folder / "report.html"
-    path.write_text(page(study))
-    return path.as_uri()
+    return written(page(found), tmp_path_factory.mktemp("page"))
 
 
 def cells(tab: Page, table: str, row: str) -> list[str]:

@@ -6,11 +6,10 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.attribution.perturbation import require
-from pipeline.bias.slicing.mixture import Categorical, Categoricals, Gaussian, Mixture, Start, fit
+from pipeline.bias.slicing.mixture import Categorical, Categoricals, Gaussian, Mixture, Start
+from pipeline.bias.slicing.mixture_slicer import REGULARISATION, MixtureSlicer
 from pipeline.bias.slicing.projection import Projection
-from pipeline.bias.slicing.slicer import Evidence, Floats, Ints, Slicer, Slices, ranked
-
-REGULARISATION = 1e-6
+from pipeline.bias.slicing.slicer import Evidence, Floats, Ints, Slices, ranked
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class DominoSlices(Slices):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Domino(Slicer):
+class Domino(MixtureSlicer):
     """DOMINO's error-aware mixture (Eyuboglu et al. 2022, section 5 and appendix).
 
     log r ∝ log π + log N(z; μ, diag Σ) + γ log⟨y, p⟩ + γ̂ log⟨ŷ, p̂⟩, where z is the embedding's principal components, y
@@ -67,39 +66,26 @@ class Domino(Slicer):
     """
 
     source: ClassVar[str] = "Eyuboglu et al. 2022, Domino: Discovering Systematic Errors with Cross-Modal Embeddings"
-    components: int = 25
-    dimensions: int = 128
     label_weight: float = 1.0
-    prediction_weight: float = 1.0
     noise: float = 1e-3
-    iterations: int = 100
-    tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
         """Refuses parameters that are out of range."""
         super().__post_init__()
-        require(self.components >= 1, f"components must be 1 or more, found {self.components}")
-        require(self.dimensions >= 1, f"dimensions must be 1 or more, found {self.dimensions}")
         require(self.label_weight >= 0, f"label_weight must not be negative, found {self.label_weight}")
-        require(self.prediction_weight >= 0, f"prediction_weight must not be negative, found {self.prediction_weight}")
         require(self.noise > 0, "noise must be above 0: without it components that start alike stay alike for ever")
-        require(self.iterations >= 1, f"iterations must be 1 or more, found {self.iterations}")
-        require(self.tolerance >= 0, f"tolerance must not be negative, found {self.tolerance}")
 
     def find(self, evidence: Evidence) -> DominoSlices:
         """See `Slicer.find`."""
         rows, classes = len(evidence), evidence.classes
         require(rows >= self.components, f"{self.components} components need as many rows, found {rows}: lower them")
-        projection = Projection.of(evidence.embeddings, self.dimensions)
-        z = projection(evidence.embeddings)
+        projection, z = self.project(evidence)
         factors = (
             Gaussian(1.0, REGULARISATION),
             Categorical(self.label_weight, classes),
             Categorical(self.prediction_weight, classes),
         )
-        columns = (z, evidence.labels, evidence.probabilities)
-        start = self.start(z, evidence)
-        mixture = fit(factors, columns, start, iterations=self.iterations, tolerance=self.tolerance)
+        mixture = self.mixed(factors, (z, evidence.labels, evidence.probabilities), self.start(z, evidence))
         gaps = discrepancies(mixture)
         keep = ranked(gaps, self.slices)
         keep = keep[gaps[keep] > 0]

@@ -9,10 +9,10 @@ from sklearn.cluster import MiniBatchKMeans
 
 from pipeline.attribution.perturbation import require
 from pipeline.bias.slicing.amplification import Amplified, amplify
-from pipeline.bias.slicing.domino import REGULARISATION
-from pipeline.bias.slicing.mixture import Gaussian, Mixture, fit
+from pipeline.bias.slicing.mixture import Gaussian, Mixture
+from pipeline.bias.slicing.mixture_slicer import REGULARISATION, MixtureSlicer
 from pipeline.bias.slicing.projection import Projection
-from pipeline.bias.slicing.slicer import Evidence, Floats, Slicer, Slices, excess_errors, ranked
+from pipeline.bias.slicing.slicer import Evidence, Floats, Slices, excess_errors, ranked
 
 LEAST_ROWS = 10
 """A class gets a component for as many rows at most: fewer could not be judged."""
@@ -56,7 +56,7 @@ class FactsSlices(Slices):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts(Slicer):
+class Facts(MixtureSlicer):
     """CoSi of FACTS (Yenamandra et al. 2023, section 3.3).
 
     By class: log r ∝ log π + log N(z; μ, Σ) + α log N(ŷ; μ̂, Σ̂ + δ), where ŷ are probabilities of a network whose
@@ -79,26 +79,17 @@ class Facts(Slicer):
 
     source: ClassVar[str] = "Yenamandra et al. 2023, FACTS: First Amplify Correlations and Then Slice to Discover Bias"
     components: int = 36
-    dimensions: int = 128
     prediction_weight: float = 25.0
     regularisation: float = 1e-3
-    iterations: int = 100
-    tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
         """Refuses parameters that are out of range."""
         super().__post_init__()
-        require(self.components >= 1, f"components must be 1 or more, found {self.components}")
-        require(self.dimensions >= 1, f"dimensions must be 1 or more, found {self.dimensions}")
-        require(self.prediction_weight >= 0, f"prediction_weight must not be negative, found {self.prediction_weight}")
         require(self.regularisation > 0, "regularisation must be above 0: the covariance of probabilities is singular")
-        require(self.iterations >= 1, f"iterations must be 1 or more, found {self.iterations}")
-        require(self.tolerance >= 0, f"tolerance must not be negative, found {self.tolerance}")
 
     def find(self, evidence: Evidence) -> FactsSlices:
         """See `Slicer.find`."""
-        projection = Projection.of(evidence.embeddings, self.dimensions)
-        z = projection(evidence.embeddings)
+        projection, z = self.project(evidence)
         network = None if evidence.amplified is not None else amplify(evidence)
         amplified = evidence.amplified if network is None else network(evidence.embeddings)
         assert amplified is not None
@@ -127,4 +118,4 @@ class Facts(Slicer):
         def start(rows: slice) -> npt.NDArray[np.float64]:
             return np.asarray(np.eye(components)[clusters[rows]])
 
-        return fit(factors, (z, amplified), start, iterations=self.iterations, tolerance=self.tolerance)
+        return self.mixed(factors, (z, amplified), start)

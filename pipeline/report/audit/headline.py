@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.drift.compare import Drift
 from pipeline.drift.finding import Finding
 from pipeline.report.html.number import DASH, count, fixed, p_value, percent, plural
+from pipeline.report.html.tile import Tile
 
 if TYPE_CHECKING:
     from pipeline.jobs.audit import Night
@@ -15,21 +16,6 @@ POINTS = 5
 NAMED = 6
 PLACES = ("class.map", "class.distance", "class.centroid_x", "class.centroid_y", "class.mass_centre")
 """Findings that say that the evidence lies elsewhere; the others say how strong or how concentrated it is."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One number of the first screen.
-
-    Attributes:
-        name: what it is.
-        value: of this night.
-        before: of the earlier run, or the interval; empty for none.
-    """
-
-    name: str
-    value: str
-    before: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.drift.profile import told_by
+from pipeline.report.album import Album, Card, album
 from pipeline.report.audit import drift, gallery, metrics, performance, plots, provenance
 from pipeline.report.audit.concern import Concern, compared, frequent
-from pipeline.report.audit.gallery import KINDS, PAIRED, Album, Card, Kind, album
+from pipeline.report.audit.gallery import KINDS, PAIRED, Kind
 from pipeline.report.audit.headline import headline
 from pipeline.report.audit.pairs import distance_to_earlier
 from pipeline.report.audit.panels import panels

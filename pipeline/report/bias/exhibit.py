@@ -8,7 +8,7 @@ from pipeline.bias.enrichment import Enrichment
 from pipeline.bias.example import NO_IMAGE
 from pipeline.bias.finding import SHOWN, Finding
 from pipeline.bias.verdict import Status
-from pipeline.report.audit.gallery import Album, Card, album
+from pipeline.report.album import Album, Card, album
 from pipeline.report.bias.controls import SHOWN as SHOWN_AS
 from pipeline.report.bias.naming import others, slice_names, told
 from pipeline.report.explanation import Explanation, explanations
@@ -16,6 +16,7 @@ from pipeline.report.html.number import count, interval, number, p_value, percen
 from pipeline.report.html.number import fixed as fixed_number
 from pipeline.report.html.picture import Picture, heat
 from pipeline.report.html.table import Cell, Column, Table, fixed, share, tested, text
+from pipeline.report.html.tile import Tile
 
 if TYPE_CHECKING:
     from pipeline.jobs.bias import Discovery
@@ -48,21 +49,6 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Fact:
-    """One number of a slice.
-
-    Attributes:
-        name: what it is.
-        value: of it.
-        note: a quieter line below.
-    """
-
-    name: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Exhibit:
     """A slice on the page.
 
@@ -90,7 +76,7 @@ class Exhibit:
     told: str
     sentence: str
     status: Status
-    facts: tuple[Fact, ...]
+    facts: tuple[Tile, ...]
     shares: tuple[str, ...]
     cases: tuple[Case, ...]
     inside: Picture | None
@@ -216,26 +202,26 @@ def _looks(one: Finding) -> str:
     return f"Colours and edges tell its images from right ones of the class: area under the curve {', '.join(areas)}."
 
 
-def _facts(one: Finding) -> Iterator[Fact]:
+def _facts(one: Finding) -> Iterator[Tile]:
     side, first = one.slice.held_out, one.slice.discovery
     if side is None:
         return
     accuracy = side.accuracy
-    yield Fact("Images", plural(side.images.hits, "image"), f"{percent(side.images.value)} of the half")
-    yield Fact("Accuracy", percent(accuracy.value), interval(accuracy.low, accuracy.high))
-    yield Fact("Expected", percent(side.expected), "of others of its class")
+    yield Tile("Images", plural(side.images.hits, "image"), f"{percent(side.images.value)} of the half")
+    yield Tile("Accuracy", percent(accuracy.value), interval(accuracy.low, accuracy.high))
+    yield Tile("Expected", percent(side.expected), "of others of its class")
     if side.gap:
-        yield Fact("Gap", percent(side.gap.value), interval(side.gap.low, side.gap.high))
-    yield Fact("Corrected p", p_value(side.corrected))
+        yield Tile("Gap", percent(side.gap.value), interval(side.gap.low, side.gap.high))
+    yield Tile("Corrected p", p_value(side.corrected))
     if one.slice.harm:
         harm = one.slice.harm
-        yield Fact("Harm", percent(harm.value), f"of the errors; {interval(harm.low, harm.high)}")
+        yield Tile("Harm", percent(harm.value), f"of the errors; {interval(harm.low, harm.high)}")
     if one.slice.separation:
         apart = one.slice.separation
         bounds = f"{fixed_number(apart.low)} to {fixed_number(apart.high)}"
-        yield Fact("Looks different", fixed_number(apart.value), f"area under the curve; {bounds}")
+        yield Tile("Looks different", fixed_number(apart.value), f"area under the curve; {bounds}")
     if first.gap:
-        yield Fact("Where it was found", percent(first.gap.value), f"gap of {plural(first.images.hits, 'image')}")
+        yield Tile("Where it was found", percent(first.gap.value), f"gap of {plural(first.images.hits, 'image')}")
 
 
 def _tables(one: Finding, anchor: str) -> Iterator[Table]:

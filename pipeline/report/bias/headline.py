@@ -7,26 +7,12 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.report.bias.naming import slice_names, told
 from pipeline.report.bias.smallest_gap import Reach, reach
 from pipeline.report.html.number import DASH, count, percent, plural
+from pipeline.report.html.tile import Tile
 
 if TYPE_CHECKING:
     from pipeline.jobs.bias import Discovery
 
 POINTS = 5
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One number of the first screen.
-
-    Attributes:
-        name: what it is.
-        value: of it.
-        note: a quieter line below.
-    """
-
-    name: str
-    value: str
-    note: str = ""
 
 
 @dataclass(frozen=True)

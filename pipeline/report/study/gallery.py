@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.measuring import rank
-from pipeline.report.audit.gallery import Album, album
+from pipeline.report.album import Album, album
 from pipeline.report.explanation import Explanation, batches
 from pipeline.report.html.number import fixed
 from pipeline.report.html.picture import Picture

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.evaluation.comparison import Score
 from pipeline.report.html.number import fixed, plural
+from pipeline.report.html.tile import Tile
 
 if TYPE_CHECKING:
     from pipeline.jobs.study import Study
@@ -16,21 +17,6 @@ POINTS = 8
 NAMED = 3
 LITTLE, MUCH = 0.35, 0.7
 """Median rank correlations under and over which metrics agree little and much."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One number of the first screen.
-
-    Attributes:
-        name: what it is.
-        value: of the study.
-        note: beside it; may be empty.
-    """
-
-    name: str
-    value: str
-    note: str = ""
 
 
 @dataclass(frozen=True)
