@@ -58,6 +58,7 @@ def _environment(spec: ServeSpec) -> None:
     os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", str(max(spec.limits.body_bytes, GRPC_ANSWER_BYTES)))
     for name in ("USER_CODE_IN_SEPARATE_THREAD", "ROUTER_IN_SEPARATE_LOOP"):  # nothing blocks our event loop
         os.environ.setdefault(f"RAY_SERVE_RUN_{name}", "0")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")  # on a busy machine it takes over Ray's 5 s
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.proxy.middlewares")
     os.environ.setdefault("RAYLENS_PROXY_REQUESTS", str(spec.replicas.max_replicas * spec.replicas.ongoing))
     os.environ.setdefault("RAYLENS_PROXY_BEGUN_S", str(spec.limits.queue_s + 1))  # first the process has a say
