@@ -262,10 +262,15 @@ def main() -> None:
     except RaylensError as error:
         _fail(type(error).__name__, str(error), error.exit_code)
     except Exception as error:
-        if not (isinstance(error, OSError) or type(error).__module__.startswith(("botocore", "aiobotocore"))):
+        if not is_of_storage(error):
             raise
         hint = "check the address, --storage (endpoint_url, key, secret, anon) and the space left; then run it again"
         _fail("StorageError", f"{type(error).__name__}: {error}; {hint}", InputError.exit_code)
+
+
+def is_of_storage(error: Exception) -> bool:
+    """Whether an error is one of a disk or of object storage: s3fs lets those of the libraries below it through."""
+    return isinstance(error, OSError) or type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp"))
 
 
 def _fail(title: str, message: str, code: int) -> NoReturn:

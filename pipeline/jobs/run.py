@@ -2,9 +2,10 @@
 
 import importlib.metadata
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import torch
@@ -49,6 +50,28 @@ PACKAGES = (
 
 
 @dataclass(frozen=True)
+class Moment:
+    """When a run began; what has passed since does not depend on the time of day, which may be set meanwhile.
+
+    Attributes:
+        wall: time of day.
+        steady: by `time.monotonic()`, s.
+    """
+
+    wall: datetime
+    steady: float
+
+    @classmethod
+    def now(cls) -> "Moment":
+        """This moment."""
+        return cls(datetime.now(UTC), time.monotonic())
+
+    def elapsed(self) -> timedelta:
+        """Time that has passed."""
+        return timedelta(seconds=time.monotonic() - self.steady)
+
+
+@dataclass(frozen=True)
 class Selection:
     """A part of the input, and what is wanted of it beside its explanations.
 
@@ -88,7 +111,7 @@ def run(
     Raises:
         RaylensError: see `pipeline.errors`.
     """
-    started = datetime.now(UTC)
+    began = Moment.now()
     with published(spec, shown) as metrics:
         model = _checked(spec, shown)
         runner = connected(spec, ready)
@@ -97,7 +120,7 @@ def run(
         steps = prepared(spec, graph, model, ledger, selection.more if selection else None)
         steps = selection.steps(steps) if selection else steps
         counts = streamed(steps, plan, runner, shown, metrics)
-        record = _record(spec, steps, model, counts, started, len(plan))
+        record = _record(spec, steps, model, counts, began, len(plan))
         ledger.write_json(record.model_dump(mode="json"), "run.json")
         metrics.succeeded()
     ledger.forget()
@@ -222,9 +245,9 @@ def _embedding_bytes(graph: GraphSpec, model: LoadedModel, more: MeasureSpec | E
 
 
 def _record(
-    spec: JobSpec, steps: Steps, model: LoadedModel, counts: parts.Counts, started: datetime, shards: int
+    spec: JobSpec, steps: Steps, model: LoadedModel, counts: parts.Counts, began: Moment, shards: int
 ) -> RunRecord:
-    now = datetime.now(UTC)
+    elapsed = began.elapsed()
     over = counts.rejected / counts.images > spec.max_reject_share
     return RunRecord(
         raylens=importlib.metadata.version("raylens"),
@@ -241,9 +264,9 @@ def _record(
         correct=counts.correct,
         shards=shards,
         parts=counts.files,
-        started=started.isoformat(timespec="seconds"),
-        finished=now.isoformat(timespec="seconds"),
-        seconds=round((now - started).total_seconds(), 2),
+        started=began.wall.isoformat(timespec="seconds"),
+        finished=(began.wall + elapsed).isoformat(timespec="seconds"),
+        seconds=round(elapsed.total_seconds(), 2),
         versions=versions(),
         model=model.describe() | {"labels": list(model.labels) if model.classes <= NAMED_CLASSES else model.classes},
         spec=spec.public(),

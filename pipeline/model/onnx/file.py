@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 
 from pipeline.errors import ModelError
 
@@ -59,6 +60,7 @@ def read(path: Path) -> OnnxFile:
         raise ModelError(f"{path} is not an ONNX file, or it was cut off ({error}); export or download it again") from (
             error
         )
+    _check_text(proto, path)
     opset = _check_opsets(proto, path)
     _check_graph(proto.graph, set(), path, depth=0)
     for tensor in _tensors(proto):
@@ -69,6 +71,24 @@ def read(path: Path) -> OnnxFile:
         _check_opsets(proto, path)
         _check_graph(proto.graph, set(), path, depth=0)
     return OnnxFile(proto, digest.hexdigest(), opset)
+
+
+def _check_text(message: Message, path: Path) -> None:
+    """Names are text: protobuf gives those that are not UTF-8 as bytes."""
+    for field in message.DESCRIPTOR.fields:
+        if field.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE):
+            continue  # numbers, and the bytes of weights, which would be copied
+        if not field.is_repeated and not message.HasField(field.name):
+            continue
+        value = getattr(message, field.name)
+        for item in value if field.is_repeated else (value,):
+            if isinstance(item, bytes):
+                raise ModelError(
+                    f"{path} has the {field.name} {item[:40]!r}, which is no text; the file is broken: export or "
+                    "download it again"
+                )
+            if isinstance(item, Message):
+                _check_text(item, path)
 
 
 def _check_opsets(proto: onnx.ModelProto, path: Path) -> int:

@@ -1,5 +1,6 @@
 """Slices of a listing: addresses of single images, from a folder tree or a manifest, kept as small Parquet files."""
 
+import errno
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -109,6 +110,8 @@ def _fetch(uris: list[str], storage: dict[str, Any]) -> list[bytes | RowError]:
 
 def _opened(uri: str, storage: dict[str, Any]) -> tuple[AbstractFileSystem, str] | RowError:
     """The file system and path of an address, or why there is none: one wrong address is one image's fault."""
+    if "\0" in uri:
+        return RowError("missing_object", "the address has a zero byte, which no name may have", stage="read")
     try:
         return open_filesystem(uri, storage)
     except InputError as error:
@@ -116,7 +119,7 @@ def _opened(uri: str, storage: dict[str, Any]) -> tuple[AbstractFileSystem, str]
 
 
 def _answer(answer: bytes | Exception) -> bytes | RowError:
-    if isinstance(answer, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+    if isinstance(answer, FileNotFoundError | IsADirectoryError | NotADirectoryError) or _is_no_name(answer):
         return RowError("missing_object", "the address names no object", stage="read")
     if isinstance(answer, PermissionError):
         return RowError("forbidden", str(answer)[:200] or "permission denied", stage="read")
@@ -127,6 +130,11 @@ def _answer(answer: bytes | Exception) -> bytes | RowError:
     if len(answer) > MAX_IMAGE_BYTES:
         return RowError("too_large", f"the object has more than {MAX_IMAGE_BYTES} bytes", stage="read")
     return answer
+
+
+def _is_no_name(answer: bytes | Exception) -> bool:
+    """Whether nothing can have this address: it is too long, or goes round in links."""
+    return isinstance(answer, OSError) and answer.errno in (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def _code(answer: bytes | Exception) -> str | None:

@@ -10,11 +10,12 @@ from pyarrow import csv
 from pipeline.errors import InputError
 from pipeline.stream.sources.attributes import texts
 from pipeline.stream.sources.listing import Entry
-from pipeline.stream.storage import open_filesystem, with_protocol
+from pipeline.stream.storage import from_storage, open_filesystem, with_protocol
 
 ADDRESS_FIELDS = ("uri", "url", "address", "path", "image", "file", "filename", "file_name", "image_path")
 LABEL_FIELDS = ("label", "class", "cls", "target")
 ID_FIELDS = ("sample_id", "id", "key")
+TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
 
 
 def entries(
@@ -48,6 +49,7 @@ def entries(
     for batch in _batches(filesystem, path, address):
         names = batch.schema.names
         image = image or _column(names, image_field, ADDRESS_FIELDS, address, needed=True)
+        _require_text(batch.schema.field(image), address)
         label = _column(names, label_field, LABEL_FIELDS, address)
         sample = _column(names, id_field, ID_FIELDS, address)
         carried = [_column(names, name, (), address, needed=True) or name for name in attributes]
@@ -67,7 +69,9 @@ def _batches(filesystem: Any, path: str, address: str) -> Iterator[pa.RecordBatc
     try:
         with filesystem.open(path, "rb") as file:
             if path.lower().endswith(".parquet"):
-                yield from pq.ParquetFile(file).iter_batches(batch_size=4096)
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=4096):
+                    batch.validate(full=True)  # Parquet's text may be none
+                    yield batch
             else:
                 delimiter = "\t" if path.lower().endswith(".tsv") else ","
                 names = csv.open_csv(file, parse_options=csv.ParseOptions(delimiter=delimiter)).schema.names
@@ -77,8 +81,19 @@ def _batches(filesystem: Any, path: str, address: str) -> Iterator[pa.RecordBatc
                 yield from csv.open_csv(file, parse_options=csv.ParseOptions(delimiter=delimiter), convert_options=text)
     except FileNotFoundError as error:
         raise InputError(f"manifest {address} does not exist; check --input") from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and from_storage(error):
+            raise
         raise InputError(f"manifest {address} cannot be read: {error}") from error
+
+
+def _require_text(field: pa.Field, address: str) -> None:
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if not any(is_text(kind) for is_text in TEXT):
+        raise InputError(
+            f"column {field.name!r} of {address} holds {field.type}, expected addresses as text; name the column of "
+            "addresses with --image-field"
+        )
 
 
 def _column(

@@ -70,7 +70,7 @@ def plan(
         with filesystem.open(path, "rb") as file:
             footer = pq.ParquetFile(file)
             schema, metadata = footer.schema_arrow, footer.metadata
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and from_storage(error):
             raise
         return [{"options": {"image": None}}]
@@ -134,6 +134,8 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
                 for values in batch.to_pylist():
                     yield _sample(shard, row, values)
                     row += 1
+            if shard.rows is not None and row < shard.first + shard.rows:  # Arrow takes a short column for the end
+                raise pa.ArrowInvalid(f"the footer promises {shard.rows} rows, its row groups hold {row - shard.first}")
     except FileNotFoundError:
         yield _shard_error(shard, row, "missing_object", "the file does not exist any more")
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:

@@ -20,6 +20,8 @@ LABEL_FIELDS = ("cls", "label", "class", "txt")
 JSON_LABELS = ("label", "cls", "class")
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 2**20
+MAX_MEMBER_BYTES = 2**40
+"""Where a tar would end that holds more, no file system goes."""
 ESTIMATED_FROM = 32
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
@@ -81,7 +83,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Files in the tar that are not hidden; raises unless the tar ends with its end mark."""
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
-        if member.size < 0:  # python/cpython#130577: tarfile would go back, and round for ever
+        # python/cpython#130577: for less than nothing tarfile would go back, and round for ever; nor can it go that far
+        if not 0 <= member.size <= MAX_MEMBER_BYTES:
             raise tarfile.ReadError(f"{member.name} has {member.size} bytes by its header")
         if member.isfile() and not _hidden(member.name):
             yield member

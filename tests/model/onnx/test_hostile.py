@@ -258,6 +258,15 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
             loaded(path)
 
 
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """Found by `make fuzz`: protobuf gives such a name as bytes."""
+    content = graph().SerializeToString()
+    assert content.count(b"conv1") == 1
+    (tmp_path / "m.onnx").write_bytes(content.replace(b"conv1", b"c\xffnv1"))
+    with pytest.raises(ModelError, match=r"has the name b'c.*nv1', which is no text"):
+        loaded(tmp_path / "m.onnx")
+
+
 def external(**entries: str) -> onnx.ModelProto:
     def change(model: onnx.ModelProto) -> None:
         tensor = first(model)

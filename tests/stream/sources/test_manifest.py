@@ -113,3 +113,26 @@ def test_an_address_of_an_unknown_scheme_is_one_reject(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path\ngood.jpg\nhtp://wrong/a.jpg\n")
     record = explain(job(tmp_path / "m.csv", tmp_path / "out", max_reject_share=1))
     assert (record.explained, record.rejects_by_code) == (1, {"missing_object": 1})
+
+
+@pytest.mark.parametrize("address", ["zero\0byte.jpg", "long" * 1000 + ".jpg"])
+def test_an_address_that_nothing_can_have_is_one_reject(tmp_path: Path, address: str) -> None:
+    """Found by `make fuzz`."""
+    (tmp_path / "good.jpg").write_bytes(jpeg(0))
+    pq.write_table(pa.table({"path": ["good.jpg", address]}), tmp_path / "m.parquet")
+    assert codes(samples(tmp_path / "m.parquet", tmp_path)) == [None, "missing_object"]
+
+
+def test_a_column_of_addresses_is_text(tmp_path: Path) -> None:
+    """Found by `make fuzz`: a struct would become the name of a file."""
+    pq.write_table(pa.table({"image": [{"byte": 1}]}), tmp_path / "m.parquet")
+    with pytest.raises(InputError, match=r"column 'image' of .* holds struct<byte: int64>, expected addresses as text"):
+        shards(tmp_path / "m.parquet", tmp_path)
+
+
+def test_text_that_is_none_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"path": ["good.jpg"]}), path, compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace(b"good.jpg", b"g\xff\xfed.jpg"))
+    with pytest.raises(InputError, match=r"cannot be read: .*UTF"):
+        shards(path, tmp_path)

@@ -167,6 +167,23 @@ def test_damaged_pages_never_end_the_job(tmp_path: Path, compression: str) -> No
     assert refused > 0 or compression == "none"
 
 
+def test_rows_that_the_footer_promises_and_no_page_holds_are_no_end(tmp_path: Path) -> None:
+    """Found by `make fuzz`: a column chunk of another name, or without pages, reads as a file that ends early."""
+    path = write(tmp_path / "a.parquet", image=images(4), note=["x"] * 4)
+    planned = shards(path, tmp_path)
+    write(path, image=images(3), note=["x"] * 3)
+    found = [sample for shard in planned for sample in sources.read(shard, {})]
+    assert [sample.row for sample in found] == [0, 1, 2, 3]
+    assert codes(found) == [None] * 3 + ["unreadable_shard"]
+    assert "promises 4 rows, its row groups hold 3" in str(found[-1].error)
+
+
+def test_names_of_columns_that_are_no_text_are_one_reject(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", image=images(3))
+    path.write_bytes(path.read_bytes().replace(b"image", b"im\xffge"))
+    assert codes(samples(path, tmp_path)) == ["unreadable_shard"]
+
+
 def test_storage_that_fails_is_no_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The task must be retried instead: an outage must not turn whole shards into rejects."""
     path = write(tmp_path / "a.parquet", image=images(5))

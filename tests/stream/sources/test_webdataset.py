@@ -227,9 +227,11 @@ def test_flipped_bytes_never_end_the_job(whole: Path, tmp_path: Path) -> None:
         assert "truncated_shard" not in codes(found)[:-1]
 
 
-def test_a_negative_size_does_not_go_round_for_ever(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [-512, 2**41, 2**62, 2**63 - 1])
+def test_a_size_that_no_file_has_ends_the_shard(whole: Path, tmp_path: Path, size: int) -> None:
+    """Less than nothing would go round for ever; a seek to where it ends would look like storage that fails."""
     content, start = bytearray(whole.read_bytes()), boundaries(whole)[4]
-    content[start + 124 : start + 136] = (-512).to_bytes(12, "big", signed=True)
+    content[start + 124 : start + 136] = (b"\x80" if size >= 0 else b"\xff") + size.to_bytes(11, "big", signed=True)
     header = content[start : start + 148] + b" " * 8 + content[start + 156 : start + 512]
     content[start + 148 : start + 156] = b"%06o\0 " % sum(header)
     (tmp_path / "a.tar").write_bytes(content)
