@@ -9,7 +9,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint thorough bench bench-bias onnx-table proto lock audit-dependencies clean
+.PHONY: help venv demo test lint thorough chaos fuzz bench bench-bias onnx-table proto lock audit-dependencies clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,14 @@ test: lint  ## lint, then every test that does not take minutes, in three proces
 	$(BIN)/python -m pytest tests --numprocesses=3 --dist=loadfile --no-loadscope-reorder --durations=40
 
 thorough: venv  ## every seed and kind of fault, and every family that must compile
-	$(BIN)/python -m pytest tests/chaos tests/runtime tests/deploy tests/test_readme.py --thorough
+	$(BIN)/python -m pytest tests/chaos tests/runtime tests/deploy tests/report tests/test_readme.py --thorough
+
+chaos: venv  ## 100 seeded rounds of faults over the real components, half an hour (ROUNDS="--first 17 --rounds 1": one of them)
+	PYTHONPATH=tests $(BIN)/python tests/chaos/rounds.py $(ROUNDS)
+
+fuzz: venv  ## 10,000 mutated images, and Parquet, manifests, tars, ONNX and requests (CASES="--only tar --first 7 --cases 1": one)
+	PYTHONPATH=tests $(BIN)/python tests/fuzz/cases.py $(CASES)
+	$(if $(CASES),,RAYLENS_EXAMPLES=200 $(BIN)/python -m pytest tests/serve/test_schemathesis.py)
 
 bench: venv  ## side-by-side benchmarks; prints ratios
 	$(BIN)/python -m pytest tests/benchmarks --benchmarks -s

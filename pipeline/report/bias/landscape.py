@@ -73,9 +73,10 @@ def projected(vectors: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float
         (N, 2), and how they were found.
     """
     if len(vectors) < LEAST:
-        flat = PCA(min(2, *vectors.shape), random_state=seed).fit_transform(vectors)
+        components = min(2, len(vectors) - 1, vectors.shape[1])
         full = np.zeros((len(vectors), 2))
-        full[:, : flat.shape[1]] = flat
+        if components:
+            full[:, :components] = PCA(components, random_state=seed).fit_transform(vectors)
         return full, "the two principal components"
     from umap import UMAP  # compiles itself when it is loaded
 
