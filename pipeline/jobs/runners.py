@@ -1,5 +1,6 @@
 """Where a job's steps run: Ray Data on a cluster, or this process."""
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -91,6 +92,9 @@ class RayRunner:
         self._actors = pool.initial
         with explained_failures():
             yield from dataset.receipts(dataset.build(steps, work, pool))
+        # Ray Data (seen in 2.60) lets go of its actors, and after the loss of a node cycles still hold them: they would
+        # keep their CPUs or GPUs from the next run of this driver. To be dropped when it ends them itself.
+        gc.collect()
 
     def seal(self, steps: Steps, groups: Iterable[Group]) -> Iterator[Counts]:
         """See `Runner`."""

@@ -140,8 +140,19 @@ def reference(file: OnnxFile, signature: Signature, x: Tensor) -> Tensor:
 
     Returns:
         The logits in the shape of the file.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the graph, or this input.
     """
     part = RuntimePart(extracted(file, [input_of(file, signature)], [signature.result]))
-    with torch.no_grad():
-        logits: Tensor = part(x.permute(0, 2, 3, 1) if signature.channels_last else x)
+    try:
+        with torch.no_grad():
+            logits: Tensor = part(x.permute(0, 2, 3, 1) if signature.channels_last else x)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"ONNX Runtime cannot run the graph ({str(error).strip().splitlines()[0]}); its shapes do not fit: export "
+            "the model again"
+        ) from error
     return logits

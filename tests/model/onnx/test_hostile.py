@@ -89,6 +89,11 @@ def wider_kernel(model: onnx.ModelProto) -> None:
     first(model).CopyFrom(onnx.numpy_helper.from_array(np.zeros((8, 5, 3, 3), np.float32), "w1"))
 
 
+def standing_bias(model: onnx.ModelProto) -> None:
+    """Of the head: torch takes it for logits of five images, ONNX Runtime does not."""
+    model.graph.initializer[-1].dims.append(1)
+
+
 def missing(model: onnx.ModelProto) -> None:
     del model.graph.initializer[0]
 
@@ -200,6 +205,7 @@ HOSTILE: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "a weight stored twice": (stored_twice, "gives the name 'w1' to more than one value"),
     "a weight cut off": (shrunk, r"'w1' holds 860 bytes, expected 864"),
     "a weight of another shape": (wider_kernel, "its shapes do not fit"),
+    "a bias across the batch": (standing_bias, "ONNX Runtime cannot run the graph"),
     "a weight missing": (missing, "reads 'w1', which nothing computes or stores"),
     "negative sides": (dims(8, 3, -3, 3), "has the shape"),
     "sides that overflow": (dims(2**62, 2**62, 4), "more than 2 GB"),
