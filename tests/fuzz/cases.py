@@ -47,7 +47,7 @@ KINDS = {
     "Parquet": Kind(Parquets, 0.2, 512 * 2**20),
     "manifest": Kind(Manifests, 0.1, 512 * 2**20),
     "tar": Kind(Tars, 0.2, 512 * 2**20),
-    "ONNX": Kind(networks, 0.2, 4 * 2**30),
+    "ONNX": Kind(networks, 0.1, 4 * 2**30),
 }
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fuzz.mutations import NUMBERS, scattered
 from pyarrow import csv
-from samples import jpeg, write_tar
+from samples import jpeg
 
 from pipeline.errors import InputError
 from pipeline.stream import sources
@@ -127,29 +127,47 @@ class Manifests(Files):
 
 
 class Tars(Files):
-    """WebDataset tars, plain and compressed."""
+    """WebDataset tars: plain, with names too long for a header in GNU's and in POSIX' way, and compressed."""
 
     def __init__(self, seed: int) -> None:
-        samples = [(f"{row:04d}", {"jpg": jpeg(row % 5), "json": b'{"label": 1}'}) for row in range(ROWS)]
-        with tempfile.TemporaryDirectory() as folder:
-            content = write_tar(Path(folder) / "a.tar", samples).read_bytes()
-        packed = gzip.compress(content, mtime=0)
-        super().__init__(seed, [("a.tar", content), ("b.tar", content), ("c.tar", content), ("d.tar.gz", packed)])
+        plain = _tar()
+        long = f"{'folder/' * 30}long"
+        named = [_tar(long, tarfile.GNU_FORMAT), _tar(long, tarfile.PAX_FORMAT, {"mtime": "1.5", "comment": "x" * 99})]
+        contents = [plain, *named, gzip.compress(plain, mtime=0)]
+        super().__init__(seed, list(zip(("a.tar", "b.tar", "c.tar", "d.tar.gz"), contents, strict=True)))
 
     def change(self, name: str, content: bytes, source: random.Random) -> bytes:
-        """Of a header with a sum that fits, half of the time."""
+        """Of a header with a sum that fits, or of what follows it, half of the time."""
         if name.endswith(".gz") or source.random() < 0.5:
             return scattered(content, source)
         found = bytearray(content)
         for _ in range(source.choice((1, 1, 2))):
             start = source.choice(_headers(content))
-            found[start : start + tarfile.BLOCKSIZE] = _header(bytes(found[start : start + tarfile.BLOCKSIZE]), source)
+            header, after = slice(start, start + tarfile.BLOCKSIZE), slice(start + tarfile.BLOCKSIZE, start + 1024)
+            found[header] = _header(bytes(found[header]), source) if source.random() < 0.7 else found[header]
+            found[after] = _same_size(bytes(found[after]), source) if source.random() < 0.4 else found[after]
         return bytes(found)
+
+
+def _tar(prefix: str = "", kind: int = tarfile.GNU_FORMAT, records: dict[str, str] | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind, pax_headers=records) as tar:
+        for row in range(ROWS):
+            for extension, content in (("jpg", jpeg(row % 5)), ("json", b'{"label": 1}')):
+                member = tarfile.TarInfo(f"{prefix}{row:04d}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def _headers(content: bytes) -> list[int]:
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         return [member.offset for member in tar]
+
+
+def _same_size(block: bytes, source: random.Random) -> bytes:
+    """A mutated block: a header, or the long name or the records that follow one."""
+    return (scattered(block, source) + block)[: len(block)]
 
 
 SIZE, SUM, KIND = slice(124, 136), slice(148, 156), slice(156, 157)
@@ -168,7 +186,7 @@ def _header(header: bytes, source: random.Random) -> bytes:
                 (b"0", b"1", b"2", b"3", b"5", b"6", b"7", b"L", b"K", b"S", b"x", b"g", b"\xff")
             )
         case _:
-            found = bytearray((scattered(header, source) + header)[: len(header)])
+            found = bytearray(_same_size(header, source))
     found[SUM] = b" " * 8
     found[SUM] = b"%06o\0 " % sum(found)
     return bytes(found)

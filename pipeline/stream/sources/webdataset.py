@@ -22,6 +22,14 @@ MAX_IMAGE_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 2**20
 MAX_MEMBER_BYTES = 2**40
 """Where a tar would end that holds more, no file system goes."""
+NAMES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+"""Members that hold a name, or records, of those that follow."""
 ESTIMATED_FROM = 32
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
@@ -63,8 +71,25 @@ def _shard_error(shard: Shard, row: int, code: str, message: str) -> Sample:
     return Sample(row, f"{shard.name}#{row}", shard.address, b"", None, RowError(code, message, stage="read"))
 
 
+class _Member(tarfile.TarInfo):
+    """A header whose size is looked at before anything is read by it."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        """See `tarfile.TarInfo.frombuf`; raises for a size that no tar of images has."""
+        member = super().frombuf(buf, encoding, errors)
+        _check_size(member, MAX_TEXT_BYTES if member.type in NAMES else MAX_MEMBER_BYTES)
+        return member
+
+
+def _check_size(member: tarfile.TarInfo, most_bytes: int) -> None:
+    """For less than nothing tarfile would go back, and round for ever (python/cpython#130577); names it reads whole."""
+    if not 0 <= member.size <= most_bytes:
+        raise tarfile.ReadError(f"{member.name} has {member.size} bytes by its header, expected at most {most_bytes}")
+
+
 def _samples(filesystem: AbstractFileSystem, path: str, shard: Shard) -> Iterator[Sample]:
-    with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
+    with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=_Member) as tar:
         key: str | None = None
         fields: dict[str, bytes | RowError] = {}
         row = 0
@@ -83,9 +108,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Files in the tar that are not hidden; raises unless the tar ends with its end mark."""
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
-        # python/cpython#130577: for less than nothing tarfile would go back, and round for ever; nor can it go that far
-        if not 0 <= member.size <= MAX_MEMBER_BYTES:
-            raise tarfile.ReadError(f"{member.name} has {member.size} bytes by its header")
+        _check_size(member, MAX_MEMBER_BYTES)  # again: a record of an extended header may state another
         if member.isfile() and not _hidden(member.name):
             yield member
     assert tar.fileobj is not None
@@ -176,7 +199,7 @@ def bytes_per_sample(shard: Shard, storage: dict[str, Any]) -> float | None:
     filesystem, path = open_filesystem(shard.address, storage)
     keys: set[str] = set()
     try:
-        with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as tar:
             while len(keys) < ESTIMATED_FROM and (member := tar.next()) is not None:
                 if member.isfile():
                     keys.add(_key(member.name)[0])

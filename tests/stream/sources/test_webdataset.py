@@ -238,6 +238,23 @@ def test_a_size_that_no_file_has_ends_the_shard(whole: Path, tmp_path: Path, siz
     assert codes(tar_samples(tmp_path / "a.tar")) == [None, "truncated_shard"]
 
 
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g", b"X"])
+@pytest.mark.parametrize("member", [0, 4])
+def test_a_name_of_gigabytes_is_not_read(whole: Path, tmp_path: Path, kind: bytes, member: int) -> None:
+    """Found by `make fuzz`: tarfile would ask for all of it at once."""
+    content, start = bytearray(whole.read_bytes()), boundaries(whole)[member]
+    content[start + 124 : start + 136] = b"%011o\0" % (2**33 - 1)
+    content[start + 156 : start + 157] = kind
+    header = content[start : start + 148] + b" " * 8 + content[start + 156 : start + 512]
+    content[start + 148 : start + 156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(content)
+    *good, last = tar_samples(tmp_path / "a.tar")
+    assert (len(good), last.error and last.error.code) == (
+        (1, "truncated_shard") if member else (0, "unreadable_shard")
+    )
+    assert "8589934591 bytes" in str(last.error)
+
+
 @pytest.mark.parametrize(
     ("suffix", "compress"),
     [("tar.gz", gzip.compress), ("tgz", gzip.compress), ("tar.bz2", bz2.compress), ("tar.xz", lzma.compress)],
