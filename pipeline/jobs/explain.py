@@ -34,6 +34,7 @@ def _explained(spec: JobSpec, shown: Display) -> RunRecord:
             clear(ledger)
         record = finished(ledger, spec)
         if record is not None:
+            ledger.forget()  # for a driver that was killed before it did
             shown.say("nothing to do", output=spec.output, images=record.images, finished=record.finished)
         else:
             with cluster(spec) as ready:

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.stream.shards import Shard
-from pipeline.stream.storage import join, list_names, open_filesystem, write_atomic
+from pipeline.stream.storage import PARTIAL, is_local, join, list_names, open_filesystem, write_atomic
 
 STATE = "_raylens"
 LISTING_THREADS = 16
@@ -223,12 +224,18 @@ class Ledger:
         return [f"{folder}/{name}" for name in list_names(self.filesystem, folder) if _FRAGMENT.fullmatch(name)]
 
     def forget(self) -> None:
-        """Removes all fragments, a shard at a time: fsspec's `rm` holds the path of everything that it removes."""
+        """Removes all fragments, and files that a killed driver left half written.
+
+        A shard at a time: fsspec's `rm` holds the path of everything that it removes.
+        """
         folder = self.path(STATE, "fragments")
         shards = [f"{folder}/{name}" for name in list_names(self.filesystem, folder)]
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
             deque(pool.map(partial(self.filesystem.rm, recursive=True), shards), maxlen=0)
         self.remove(STATE, "fragments")
+        if is_local(self.filesystem):
+            for left in (*Path(self.root).glob(PARTIAL), *Path(self.path(STATE)).glob(PARTIAL)):
+                left.unlink(missing_ok=True)
 
     def remove(self, *names: str) -> None:
         """Removes a file or folder of the output; does nothing where there is none."""

@@ -24,6 +24,8 @@ S3_DEFAULTS: dict[str, Any] = {
     "default_cache_type": "readahead",
     "use_listings_cache": False,
 }
+PARTIAL = ".*.partial"
+"""What `write_atomic` writes on a local disk before it renames."""
 OURS = frozenset({"read_timeout_s", "max_attempts"})
 
 

@@ -1,6 +1,7 @@
 """The main job in one process and on Ray: exactly once, resumable, refused where it must be."""
 
 from collections import Counter
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,37 @@ def test_a_finished_job_does_nothing_again(tars: Path, tmp_path: Path) -> None:
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert explain(job(tars, tmp_path / "out")) == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
+
+
+def test_what_a_driver_left_that_died_at_the_very_end_is_removed(tars: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    first = explain(job(tars, output))
+    left = [
+        output / ".run.json.7.partial",
+        *(output / "_raylens" / n for n in (".plan.json.7.partial", "fragments/a/b")),
+    ]
+    left[-1].parent.mkdir(parents=True)
+    for path in left:
+        path.write_bytes(b"half")
+    assert explain(job(tars, output)) == first
+    assert not any(path.exists() for path in (*left, output / "_raylens" / "fragments"))
+
+
+def test_a_clock_that_is_set_back_does_not_shorten_a_run(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SetBack(datetime):
+        hours = 0
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            cls.hours += 1
+            return datetime(2026, 1, 2, tzinfo=tz) - timedelta(hours=cls.hours)
+
+    monkeypatch.setattr("pipeline.jobs.run.datetime", SetBack)
+    record = explain(job(tars, tmp_path / "out", limit=1))
+    assert 0 < record.seconds < 600
+    assert record.started <= record.finished < "2026-01-02T01"
 
 
 def test_another_job_into_the_same_output_is_refused_with_the_difference(tars: Path, tmp_path: Path) -> None:
