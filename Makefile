@@ -9,7 +9,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint thorough chaos fuzz bench bench-bias onnx-table proto lock audit-dependencies clean
+.PHONY: help venv demo test lint thorough chaos fuzz bench bench-scale bench-bias onnx-table proto lock audit-dependencies clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ fuzz: venv  ## 10,000 mutated images, and Parquet, manifests, tars, ONNX and req
 
 bench: venv  ## side-by-side benchmarks; prints ratios
 	$(BIN)/python -m pytest tests/benchmarks --benchmarks -s
+
+bench-scale: venv  ## the job on 1 to 8 simulated nodes, and the constants of deploy/SCALING.md (20 minutes)
+	PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/benchmarks $(BIN)/python tests/benchmarks/scale.py
+	PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/benchmarks $(BIN)/python tests/benchmarks/constants.py
 
 bench-bias: venv  ## the whole protocol of PlantedCue: which ways to find slices find the true ones (bench-bias/)
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/planted_cue.py --output bench-bias

@@ -35,6 +35,8 @@ SERVING = (ROOT / "deploy" / "SERVING.md").read_text()
 RAYLENS = Path(sys.executable).with_name("raylens")
 NOT_RUN = {
     "make thorough": "runs a quarter of an hour; the suite has a part of it",
+    "make chaos": "runs for more than half an hour; the suite has a part of it",
+    "make fuzz": "runs for minutes; the suite has a part of it",
     "make bench": "measures for a quarter of an hour",
     "make test": "runs this test",
     "make venv": "built the environment that runs this test",

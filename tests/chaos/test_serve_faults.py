@@ -11,101 +11,40 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 import yaml
+from chaos.scene import importable
+from chaos.service import (
+    BATCH,
+    IMAGE_S,
+    QUEUE,
+    QUEUE_S,
+    REPLICAS,
+    Running,
+    explained,
+    two_replicas,
+    under_load,
+    until,
+    with_client,
+)
 from prometheus_client.parser import text_string_to_metric_families
 from samples import jpeg
-from serving import TINY, free_port, wait_until_ready
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 OVERLOAD_S = float(os.environ.get("RAYLENS_OVERLOAD_S", "4"))
-IMAGE_S = 0.05
-REPLICAS = 2
-QUEUE = 8
-QUEUE_S = 10.0
-BATCH = 4
-ROOT = Path(__file__).parents[2]
-TESTS = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-"""In a fresh process the networks and modules of the tests can be imported."""
-
-
-class Running:
-    """A service in a process of its own.
-
-    Args:
-        folder: of its configuration and of its network's files.
-        process: `raylens serve`.
-        config: what it was started with.
-    """
-
-    def __init__(self, folder: Path, process: subprocess.Popen[str], config: dict[str, Any]) -> None:
-        self.folder, self.process, self.config = folder, process, config
-        self.address = f"http://127.0.0.1:{config['port']}"
-
-    def begun(self) -> int:
-        """Images that the network has begun with."""
-        return (self.folder / "begun").stat().st_size
-
-    def family(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def replicas(self) -> list[psutil.Process]:
-        return [child for child in self.family() if "ServeReplica:raylens:Endpoint" in " ".join(words(child))]
-
-    def cluster(self) -> str:
-        """Address by which another driver joins."""
-        [address] = {
-            part.partition("=")[2]
-            for child in self.family()
-            for part in words(child)
-            if part.startswith("--gcs-address=")
-        }
-        return address
-
-
-def words(process: psutil.Process) -> list[str]:
-    """Its command line; none of a process that has just ended."""
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:  # a zombie too
-        return []
 
 
 @pytest.fixture(scope="module", params=["ray", pytest.param("haproxy", marks=pytest.mark.thorough)])
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Two processes that answer, of a network that can be held, behind each of the proxies."""
-    folder = tmp_path_factory.mktemp("faults")
-    network = {"model": "module:chaos.hostile:Gated", "model_args": {"folder": str(folder), "seconds": IMAGE_S}}
-    config = {
-        "port": free_port(),
-        "proxy": request.param,
-        "models": {"tiny": {**TINY, **network, "batch_size": BATCH, "methods": ["gradcam"]}},
-        "replicas": {"cpus": 0.5, "min_replicas": REPLICAS, "max_replicas": REPLICAS},
-        "limits": {"queue": QUEUE, "queue_s": QUEUE_S},
-        "cache": {"bytes": 0},
-        "drain_s": 5,
-    }
-    (folder / "serve.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "serve.cli", "serve", "--config", "serve.yaml"]
-    with subprocess.Popen(command, cwd=folder, env=TESTS, stderr=subprocess.DEVNULL, text=True) as process:
-        found = Running(folder, process, config)
-        try:
-            with httpx.Client(base_url=found.address, timeout=30) as client:
-                wait_until_ready(client, lambda: process.poll() is None)
-            yield found
-        finally:
-            family = found.family()
-            process.terminate()
-            _, left = psutil.wait_procs([*family, psutil.Process(process.pid)], timeout=60)
-            for child in left:
-                child.kill()
+    with two_replicas(tmp_path_factory.mktemp("faults"), request.param) as found:
+        yield found
 
 
 @pytest.fixture
@@ -115,25 +54,6 @@ def shut(running: Running) -> Iterator[Path]:
     gate.touch()
     yield gate
     gate.unlink(missing_ok=True)
-
-
-async def explained(client: httpx.AsyncClient, n: int) -> httpx.Response:
-    return await client.post("/explain", content=jpeg(n % 20), headers={"content-type": "image/jpeg"})
-
-
-def with_client(running: Running, talk: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=running.address, timeout=60, limits=limits) as client:
-            return await talk(client)
-
-    return asyncio.run(run())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def test_images_of_clients_that_left_are_not_computed(running: Running, shut: Path) -> None:
@@ -265,43 +185,6 @@ def test_ten_times_the_load_that_it_bears(running: Running) -> None:
     assert max(memory) - memory[0] < 150 * 2**20
 
 
-async def load(client: httpx.AsyncClient, stop: asyncio.Event, clients: int = 8) -> Counter[int | str]:
-    """Clients that ask one after the other over connections that they keep; statuses, or errors, and how often."""
-    found: Counter[int | str] = Counter()
-    connections = set()
-
-    async def one(number: int) -> None:
-        while not stop.is_set():
-            try:
-                answer = await explained(client, number)
-                found[answer.status_code] += 1
-                connections.add(answer.extensions["network_stream"])
-            except httpx.HTTPError as error:
-                found[repr(error)] += 1
-
-    await asyncio.gather(*(one(number) for number in range(clients)))
-    assert len(connections) < found.total() / 2  # most requests came over one that was there
-    print(f"\n{len(connections)} connections, {dict(found)}")
-    return found
-
-
-def under_load(running: Running, fault: Callable[[], Awaitable[None]]) -> Counter[int | str]:
-    async def talk(client: httpx.AsyncClient) -> Counter[int | str]:
-        stop = asyncio.Event()
-        asking = asyncio.create_task(load(client, stop))
-        try:
-            await asyncio.sleep(1)
-            await fault()
-            await asyncio.sleep(1)
-        finally:
-            stop.set()
-            found = await asking
-        return found
-
-    found: Counter[int | str] = with_client(running, talk)
-    return found
-
-
 def counted(client: httpx.Client) -> dict[str, float]:
     """Images in batches, by process; of one that is ready there is a value, even if it is 0."""
     answer = client.get("/metrics")
@@ -351,7 +234,7 @@ def test_a_rolling_restart_loses_no_request(running: Running) -> None:
 
     async def redeploy() -> None:
         command = [sys.executable, "-m", "chaos.redeploy", running.cluster(), str(changed)]
-        process = await asyncio.create_subprocess_exec(*command, env=TESTS, stderr=subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(*command, env=importable(), stderr=subprocess.PIPE)
         _, message = await asyncio.wait_for(process.communicate(), 120)
         assert process.returncode == 0, message.decode()
 
