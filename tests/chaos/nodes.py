@@ -25,6 +25,7 @@ STORE_BYTES = 80 * 2**20
 ACTOR = "MapWorker"
 SLOWLY = {"runner": "ray", "model_args": {"seconds": 0.1}}
 PATIENCE_S = 120.0
+GONE = "actors of a finished job are still there"
 
 
 class Nodes:
@@ -122,7 +123,7 @@ def lost_node(nodes: Nodes, spec: JobSpec, *, after: int) -> None:
 
 def _finished(scene: Scene, spec: JobSpec) -> None:
     check(Path(spec.output), scene.undisturbed)
-    until(lambda: not actors(), "actors of a finished job are still there")
+    until(lambda: not actors(), GONE)
 
 
 def killed_actors(scene: Scene, seed: int) -> Outcome:
