@@ -49,8 +49,8 @@ bench: venv  ## side-by-side benchmarks; prints ratios
 	$(BIN)/python -m pytest tests/benchmarks --benchmarks -s
 
 bench-scale: venv  ## the job on 1 to 8 simulated nodes, and the constants of deploy/SCALING.md (20 minutes)
-	PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/benchmarks $(BIN)/python tests/benchmarks/scale.py
-	PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/benchmarks $(BIN)/python tests/benchmarks/constants.py
+	for part in scale constants sizes; do \
+	  PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/benchmarks $(BIN)/python tests/benchmarks/$$part.py || exit; done
 
 bench-bias: venv  ## the whole protocol of PlantedCue: which ways to find slices find the true ones (bench-bias/)
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/planted_cue.py --output bench-bias
