@@ -71,12 +71,18 @@ class Call:
         self.edge: Edge = (tensor.grad_fn, tensor.output_nr)
         self.layout: Layout | None = None
         self.alive = 0.0
-        if tensor.requires_grad:
-            tensor.register_hook(self._see)  # type: ignore[no-untyped-call]  # of the value it has now, also if it is changed in place later
+        self._hook: RemovableHandle | None = None
+        if tensor.requires_grad:  # the hook is of the value it has now, also if it is changed in place later
+            self._hook = tensor.register_hook(self._see)  # type: ignore[no-untyped-call]
 
     def _see(self, gradient: Tensor | None) -> None:
         if self.layout is not None and gradient is not None:
             self.alive = _alive(self.layout, gradient)
+
+    def release(self) -> None:
+        """Ends the cycle of tensor, hook and call, which runs through autograd, where no collector sees it."""
+        if self._hook is not None:
+            self._hook.remove()
 
     @property
     def order(self) -> int:
@@ -137,8 +143,17 @@ def observe(module: nn.Module, x: Tensor) -> tuple[list[Observation], Tensor]:
     """
     leaf = x.detach().clone().requires_grad_()
     calls: dict[str, Call] = {}
-    with torch.enable_grad(), _recording(module, calls):
-        logits = _logits(module, leaf)
+    try:
+        with torch.enable_grad(), _recording(module, calls):
+            logits = _logits(module, leaf)
+        return _observations(calls, leaf, logits), logits.detach()
+    finally:
+        for call in calls.values():
+            call.release()
+
+
+def _observations(calls: dict[str, Call], leaf: Tensor, logits: Tensor) -> list[Observation]:
+    """Lays the outputs out, and goes back from the logits to see which of them matter."""
     known = _lay_out(list(calls.values()), leaf)
     bottlenecks: set[Edge] = set()
     last = -1
@@ -149,11 +164,10 @@ def observe(module: nn.Module, x: Tensor) -> tuple[list[Observation], Tensor]:
         last = max(orders, default=-1)
     between = [call.order for call in calls.values() if call.alive > ENOUGH_CELLS and call.order < last]
     newest = max(between, default=-1)
-    seen = [
+    return [
         call.observation(name, bottleneck=call.edge in bottlenecks, outdated=call.order < newest)
         for name, call in calls.items()
     ]
-    return seen, logits.detach()
 
 
 @contextmanager
@@ -205,7 +219,9 @@ def _recording(module: nn.Module, calls: dict[str, Call]) -> Iterator[None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
             tensor = tensor_of(output)
             if tensor is not None and threading.get_ident() == owner:
-                calls.pop(name, None)  # the last call is the one that methods see, and takes its place in the order
+                if earlier := calls.pop(name, None):
+                    earlier.release()
+                # the last call is the one that methods see, and takes its place in the order
                 calls[name] = Call(module, (*args, *kwargs.values()), output, tensor)
 
         return submodule.register_forward_hook(record, with_kwargs=True)

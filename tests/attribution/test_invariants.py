@@ -1,6 +1,7 @@
 """What holds for every method: independence of the batch, of other threads and of failures, and their self-checks."""
 
 import copy
+import gc
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -121,6 +122,23 @@ def test_nothing_is_left_after_success_and_failure(name):
     untouched(model, before, x, kept)
     private = getattr(method, "_network", None)  # meta's copy goes back to its weights as well
     assert private is None or all(torch.equal(v, before[n]) for n, v in private.state_dict().items())
+
+
+def alive() -> int:
+    """Tensors that somebody holds."""
+    gc.collect()
+    return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+
+
+@every_method
+def test_no_tensor_outlives_its_call(name):
+    model = model_for(name)
+    x = images(model, 2).float()
+    method_of(name, model)(x, fixed(1))
+    before = alive()
+    for _ in range(2):
+        method_of(name, model)(x, fixed(1))
+    assert alive() == before
 
 
 @every_method

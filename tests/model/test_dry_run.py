@@ -1,5 +1,9 @@
 """What the dry run sees of networks with habits, and that it leaves nothing behind."""
 
+import gc
+import weakref
+from contextlib import nullcontext
+
 import pytest
 import timm
 import torch
@@ -141,3 +145,22 @@ def test_noise_follows_the_module():
     assert noise(module, 2, 1, (4, 6)).dtype == torch.bfloat16
     assert torch.equal(noise(module, 2, 1, (4, 6)), noise(module, 2, 1, (4, 6)))
     assert noise(torch.nn.Identity(), 2, 1, (4, 6)).shape == (2, 1, 4, 6)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_output_is_kept(fails):
+    kept = []
+
+    class Watched(torch.nn.ReLU):
+        def forward(self, x):
+            output = super().forward(x)
+            kept.append(weakref.ref(output))
+            return output
+
+    relu = Watched()
+    layers = [torch.nn.Conv2d(3, 4, 3), relu, relu, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+    network = torch.nn.Sequential(*layers, torch.nn.Linear(5 if fails else 4, 2)).eval()
+    with pytest.raises(ModelError) if fails else nullcontext():
+        observe(network, noise(network, 2, 3, (16, 16)))
+    gc.collect()
+    assert [one() for one in kept] == [None, None]
