@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 PORT = 6399
@@ -27,12 +28,23 @@ ENVIRONMENT = {
 }
 
 
+def address() -> str:
+    """Of the head."""
+    return f"{get_node_ip_address()}:{PORT}"
+
+
 def configuration(nodes: int, store: int, idle_s: float) -> dict[str, Any]:
     """Of Ray's autoscaler: a head without CPUs, as in deploy/, and up to so many nodes of one CPU."""
     worker = {"CPU": 1, "object_store_memory": store}
     return {
         "cluster_name": "raylens",
-        "provider": {"type": "fake_multinode", "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID},
+        "provider": {
+            "type": "external",  # by its own name it needs a file that the wheel lacks, too
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "launch_multiple": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "gcs_address": address(),
+        },
         "max_workers": nodes,
         "idle_timeout_minutes": idle_s / 60,
         "head_node_type": "ray.head.default",
@@ -78,7 +90,7 @@ def growing_cluster(folder: Path, *, nodes: int, store: int, idle_s: float) -> I
         )
     try:
         _wait(head, folder / "head.log")
-        yield f"127.0.0.1:{PORT}"
+        yield address()
     finally:
         _end(head)
 

@@ -45,14 +45,14 @@ ENVIRONMENT = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 
 @dataclass(frozen=True)
 class Run:
-    """What one job did, in seconds but for the rate.
+    """What one job did.
 
     Attributes:
-        first: from the start of the job to the first batch.
-        all: to the first batch of the last worker.
+        first: s from the start of the job to the first batch.
+        all: s to the first batch of the last worker.
         rate: images/s while every worker had work.
-        tail: from the first worker that ran out to the last batch.
-        driver: CPU of the driver for one block, while every worker had work.
+        tail: s from the first worker that ran out to the last batch.
+        driver: cores that the driver used, while every worker had work.
     """
 
     first: float
@@ -133,11 +133,8 @@ class Bench:
         assert record.explained == record.images > 0, record
         notes = Notes.read(noted, BATCH)
         start, end = notes.full
-        blocks = notes.rate * (end - start) / BLOCK_IMAGES
-        run = Run(
-            notes.first - started, start - started, notes.rate, notes.last - end, processor.used(start, end) / blocks
-        )
-        return run, notes
+        driver = processor.used(start, end) / (end - start)
+        return Run(notes.first - started, start - started, notes.rate, notes.last - end, driver), notes
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Prints a table; floats with three digits."""
@@ -198,7 +195,7 @@ def linear(bench: Bench) -> None:
             rate = median(runs, "rate")
             share = rate / count / (rows[0][1] if rows else rate)
             rest = [median(runs, name) for name in ("first", "all", "tail")]
-            rows.append([count, rate, share, count / bench.seconds, *rest, 1000 * median(runs, "driver")])
+            rows.append([count, rate, share, count / bench.seconds, *rest, median(runs, "driver")])
     columns = (
         "nodes",
         "images/s",
@@ -207,7 +204,7 @@ def linear(bench: Bench) -> None:
         "first batch s",
         "all at work s",
         "tail s",
-        "driver ms a block",
+        "driver, cores",
     )
     bench.table("throughput against nodes", columns, rows)
 
