@@ -82,6 +82,9 @@ class RayRunner:
         """See `Runner`."""
         from pipeline.stream import dataset
 
+        # Ray Data (seen in 2.60) leaves its actors to the garbage collector, and after the loss of a node they are held
+        # by cycles: those of an earlier run would keep their CPUs or GPUs. To be dropped when it ends them itself.
+        gc.collect()
         dataset.configure(steps, errors_allowed=errors_allowed)
         spec = self._spec
         pool = dataset.Pool.sized(
@@ -92,9 +95,6 @@ class RayRunner:
         self._actors = pool.initial
         with explained_failures():
             yield from dataset.receipts(dataset.build(steps, work, pool))
-        # Ray Data (seen in 2.60) lets go of its actors, and after the loss of a node cycles still hold them: they would
-        # keep their CPUs or GPUs from the next run of this driver. To be dropped when it ends them itself.
-        gc.collect()
 
     def seal(self, steps: Steps, groups: Iterable[Group]) -> Iterator[Counts]:
         """See `Runner`."""
