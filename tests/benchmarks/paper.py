@@ -258,7 +258,7 @@ def constants_table(known: Constants) -> str:
     lines = ["| constant | value | from |", "| --- | --- | --- |"]
     for item in fields(known):
         facts = item.metadata
-        lines.append(f"| {facts['what']} | {getattr(known, item.name):,g} {facts['unit']} | {facts['source']} |")
+        lines.append(f"| {facts['what']} | {getattr(known, item.name):,.10g} {facts['unit']} | {facts['source']} |")
     return "\n".join(lines)
 
 
