@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,9 @@ class Verdict:
     peak_bytes: int = 0
 
 
-def _work(connection: Connection, make: Make, more_bytes: int) -> None:
+def _work(connection: Connection, make: Make, more_bytes: int, folder: str) -> None:
     """Target of a cell's process: makes the subject, then answers case after case."""
+    tempfile.tempdir = folder
     subject = make()
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # decoders in C say there what the verdict says
@@ -61,12 +63,13 @@ class Cell:
     Args:
         make: the subject, in the process.
         more_bytes: of address space beyond what the process has when the subject is made.
+        folder: for its temporary files, which a process that is killed leaves.
     """
 
-    def __init__(self, make: Make, more_bytes: int) -> None:
+    def __init__(self, make: Make, more_bytes: int, folder: str) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_work, args=(theirs, make, more_bytes), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, make, more_bytes, folder), daemon=True)
         self._process.start()
         theirs.close()
         self.connection.recv()
@@ -108,6 +111,7 @@ def judged(make: Make, numbers: Sequence[int], *, cells: int, more_bytes: int, t
     Yields:
         Verdicts, as they come.
     """
+    folder = tempfile.TemporaryDirectory(prefix="raylens-fuzz-")
     waiting = iter(numbers)
     busy: dict[Connection, Cell] = {}
 
@@ -117,7 +121,7 @@ def judged(make: Make, numbers: Sequence[int], *, cells: int, more_bytes: int, t
             if cell is not None:
                 cell.end()
             return
-        cell = cell or Cell(make, more_bytes)
+        cell = cell or Cell(make, more_bytes, folder.name)
         cell.ask(number)
         busy[cell.connection] = cell
 
@@ -129,6 +133,7 @@ def judged(make: Make, numbers: Sequence[int], *, cells: int, more_bytes: int, t
     finally:
         for cell in busy.values():
             cell.end()
+        folder.cleanup()
 
 
 def _round(busy: dict[Connection, Cell], begin: Callable[[Cell | None], None], timeout_s: float) -> Iterator[Verdict]:
