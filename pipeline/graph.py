@@ -97,7 +97,11 @@ class ExplanationGraph:
     @cached_property
     def method(self) -> Method:
         """The attribution method, bound to the model."""
-        return attribution.create(self.spec.method, self.model, seed=self.spec.seed, **self.spec.method_args)
+        return self.bound(self.model)
+
+    def bound(self, model: LoadedModel) -> Method:
+        """The specification's method for a model, which may be a changed copy of its own."""
+        return attribution.create(self.spec.method, model, seed=self.spec.seed, **self.spec.method_args)
 
     @cached_property
     def target(self) -> target.Target:

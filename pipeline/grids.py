@@ -10,15 +10,11 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipeline import attribution
-from pipeline.attribution import Method
-from pipeline.errors import RowError
 from pipeline.evaluation.controls import edge_maps, random_maps
 from pipeline.evaluation.grid_settings import GridScorer, GridScores
 from pipeline.evaluation.grids import CELLS, SIDE, localisation_score
 from pipeline.graph import ExplanationGraph, seed_of
-from pipeline.model import LoadedModel
-from pipeline.records import Rows, with_schema
+from pipeline.records import Rows, not_finite, with_schema
 from pipeline.stream.sheets import CLASSES, IMAGES, SETTING
 from schemas.explanations import IDENTITY, REASON
 from schemas.grids import GRID, SETTINGS
@@ -91,10 +87,6 @@ class GridGraph(ExplanationGraph):
             self._scorers[setting] = GridScorer(setting, self.model, self.bound)
         return self._scorers[setting]
 
-    def bound(self, model: LoadedModel) -> Method:
-        """The specification's method for a model of grids."""
-        return attribution.create(self.spec.method, model, seed=self.spec.seed, **self.spec.method_args)
-
 
 def _controls(x: Tensor, names: list[str], found: GridScores, seed: int) -> dict[str, Tensor]:
     """(N, P) scores of maps that know nothing, by column: a random one for every cell, and the edges of the grid."""
@@ -125,6 +117,5 @@ def _row(grid: dict[str, Any], rank: int, cell: int, target: int, heatmap: Tenso
 
 
 def _not_finite(grid: dict[str, Any], method: str) -> dict[str, Any]:
-    message = f"method {method} or the network gave a value that is not a finite number"
-    error = RowError("non_finite", message, stage="graph")
+    error = not_finite(method)
     return {name: grid[name] for name in KEPT} | {"stage": error.stage, "code": error.code, "message": str(error)}

@@ -1,6 +1,5 @@
 """The explanation graph with metrics: the same rows, and for chosen images how good the map is."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import attribution, records
+from pipeline import records
 from pipeline.embedding import EmbeddingGraph
 from pipeline.errors import RowError
 from pipeline.evaluation import localisation, metrics
@@ -67,8 +66,7 @@ def rank(sample_id: str, seed: int) -> int:
     Returns:
         0 to 2^63 - 1.
     """
-    name = f"{seed}:{sample_id}".encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1
+    return seed_of(f"{seed}:{sample_id}")
 
 
 class MeasuringGraph(ExplanationGraph):
@@ -178,11 +176,10 @@ class MeasuringGraph(ExplanationGraph):
     @cached_property
     def _subjects(self) -> list[Subject]:
         """The method, then the controls that are called as it is, in the order of `schemas.measures.CONTROLS`."""
-        spec = self.spec
-        noise = partial(random_maps, size=self.method.shape, seed=spec.seed)
+        noise = partial(random_maps, size=self.method.shape, seed=self.spec.seed)
 
         def bound(model: LoadedModel) -> Explain:
-            return metrics.explains(attribution.create(spec.method, model, seed=spec.seed, **spec.method_args))
+            return metrics.explains(self.bound(model))
 
         return [metrics.subject(self.model, bind) for bind in (bound, lambda _: noise, lambda _: edge_maps)]
 

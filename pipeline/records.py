@@ -134,10 +134,15 @@ def explained(rows: Rows, columns: Columns, graph: ExplanationGraph) -> pa.Table
     values = {**_carried(rows, index, graph.spec.attributes), **_prediction(rows, columns, graph, index)}
     values |= _explanation(columns, graph, index, rank) | _heatmap(columns, graph, index, rank)
     table = pa.table(values).select([name for name in graph.schema.names if name in values])
-    message = f"method {graph.spec.method} or the network gave a value that is not a finite number"
     bad = rows.table.filter(pa.array(~finite))
-    errors = [RowError("non_finite", message, stage="graph")] * bad.num_rows
+    errors = [not_finite(graph.spec.method)] * bad.num_rows
     return pa.concat_tables([with_schema(part, graph.schema) for part in (table, rejected(bad, errors))])
+
+
+def not_finite(method: str) -> RowError:
+    """Why an image has no explanation where its logits or its map hold NaN or infinity."""
+    message = f"method {method} or the network gave a value that is not a finite number"
+    return RowError("non_finite", message, stage="graph")
 
 
 def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -1,1 +1,1 @@
-"""What raylens does from one command: explain, and the demo."""
+"""What raylens does from one command: explain, audit, study, bias, compile, and the demo."""

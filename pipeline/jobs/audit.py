@@ -7,8 +7,6 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from pipeline.attribution import METHODS
-from pipeline.attribution.base import Needs
 from pipeline.drift.compare import Drift, compare
 from pipeline.errors import AlertError
 from pipeline.evaluation.grid_table import grid_rows
@@ -17,7 +15,7 @@ from pipeline.evaluation.table import MetricRow, metric_rows
 from pipeline.jobs.again import plan_of, same_job, selected
 from pipeline.jobs.cluster import cluster
 from pipeline.jobs.explain import explain
-from pipeline.jobs.grids import Gridded, gridded
+from pipeline.jobs.grids import Gridded, gridded, usual_grids
 from pipeline.jobs.history import History, today
 from pipeline.jobs.metrics import hand_over
 from pipeline.jobs.progress import Display, display
@@ -35,8 +33,6 @@ from schemas.measures import MeasureSpec
 JOB = "raylens_audit"
 RESULT = "audit.json"
 REPORT = "report.html"
-GRIDS = 24
-"""Of each setting, where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -186,31 +182,15 @@ def _gridded(
 ) -> Gridded:
     settings = spec.measure
     job = same_job(spec, explained, f"{folder}/grids")
-    count, why = (settings.grids, "") if settings.grids is not None else _usual_grids(job.method)
+    count, why = (settings.grids, "") if settings.grids is not None else usual_grids(job.method)
     if count == 0:
         return Gridded(None, (why,) if why else ())
     wanted = GridsSpec(grids=count, settings=settings.grid_settings, shards=settings.shards, seed=settings.seed)
     return gridded(job, explained, wanted, shown, ready)
 
 
-def _usual_grids(method: str) -> tuple[int, str]:
-    """How many grids are made of a method where nothing is said, and why there are none."""
-    traits = METHODS[method].traits
-    if not traits.discriminative:
-        return (
-            0,
-            f"No grids are measured: {method} gives one map for all their classes. Set measure.grids to have them.",
-        )
-    if traits.needs is Needs.SCORES:
-        return 0, f"No grids are measured: a map of {method} takes many passes. Set measure.grids to have them."
-    return GRIDS, ""
-
-
 def _performance(spec: AuditSpec, explained: FinishedRun, each: Each) -> Performance:
-    labels = explained.record.model["labels"]
-    return measure(explained, spec.performance, each=each).result(
-        dict(enumerate(labels)) if isinstance(labels, list) else None
-    )
+    return measure(explained, spec.performance, each=each).result(explained.labels)
 
 
 def _judged(

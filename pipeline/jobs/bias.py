@@ -62,7 +62,7 @@ class Discovery:
     @property
     def names(self) -> dict[int, str]:
         """Class names by index, where the run knows them."""
-        return class_names(self.run)
+        return self.run.labels
 
     @property
     def confirmed(self) -> tuple[Finding, ...]:
@@ -111,12 +111,6 @@ def bias(spec: BiasSpec) -> Discovery:
     return found
 
 
-def class_names(explained: FinishedRun) -> dict[int, str]:
-    """Class names by index; none where the run has too many classes to hold them."""
-    labels = explained.record.model["labels"]
-    return dict(enumerate(labels)) if isinstance(labels, list) else {}
-
-
 def _embedded(spec: BiasSpec, shown: Display, ready: Callable[[], None]) -> tuple[FinishedRun, list[str]]:
     """The explained images with descriptions and the embeddings that are asked for, and what to say of the choice."""
     job, plan, statements = spec.job(f"{spec.output}/explained"), None, []
@@ -150,7 +144,7 @@ def _gathered(spec: BiasSpec, explained: FinishedRun) -> Gathered:
 
 
 def _discovery(spec: BiasSpec, explained: FinishedRun, images: Gathered, drawn: list[str], shown: Display) -> Discovery:
-    names = class_names(explained)
+    names = explained.labels
     trials, statements = _trials(spec, images, names, shown)
     described = findings(images, trials[0], names, captions=spec.captions, seed=spec.seed, most=DESCRIBED)
     shown.say("describing", slices=len(described))

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from pipeline.errors import GoldenError
+from pipeline.errors import GoldenError, RowError
 from pipeline.model import LoadedModel
 from pipeline.stream.decode import Decoder
 from pipeline.stream.sources import listing, manifest
@@ -37,7 +38,7 @@ def check(address: str, least: float, model: LoadedModel, storage: dict[str, Any
     correct = count = 0
     wrong: list[str] = []
     for entries in _batches(address, storage):
-        pixels = np.stack([decoder.decode(_bytes(entry, storage)).pixels for entry in entries])
+        pixels = np.stack([_pixels(entry, storage, decoder) for entry in entries])
         labels = np.array([_label(entry, model) for entry in entries])
         with torch.inference_mode():
             found = (
@@ -66,13 +67,16 @@ def _batches(address: str, storage: dict[str, Any]) -> Iterator[list[listing.Ent
         yield batch
 
 
-def _bytes(entry: listing.Entry, storage: dict[str, Any]) -> bytes:
+def _pixels(entry: listing.Entry, storage: dict[str, Any], decoder: Decoder) -> NDArray[np.uint8]:
     filesystem, path = open_filesystem(entry.uri, storage)
     try:
-        content = filesystem.cat_file(path)
+        return decoder.decode(filesystem.cat_file(path)).pixels
     except FileNotFoundError as error:
-        raise GoldenError(f"golden image {entry.uri} does not exist") from error
-    return bytes(content)
+        raise GoldenError(f"golden image {entry.uri} does not exist; mend the manifest") from error
+    except RowError as error:
+        raise GoldenError(
+            f"golden image {entry.uri} cannot be decoded ({error}); replace it, or leave it out"
+        ) from error
 
 
 def _label(entry: listing.Entry, model: LoadedModel) -> int:

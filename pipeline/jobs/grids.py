@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import attribution
+from pipeline.attribution.base import Needs
 from pipeline.errors import InputError, MethodError, RowError
 from pipeline.evaluation.grid_settings import GridScorer
 from pipeline.evaluation.grids import CELLS, CONFIDENCE, Candidates, plan_grids
@@ -37,6 +38,8 @@ from schemas.measures import Setting
 from schemas.run import RunRecord
 
 PLAN = "grids.json"
+GRIDS = 24
+"""Of each setting, where nothing is said."""
 THREADS = 8  # shards read at a time: storage is what is waited for
 PER_CLASS = 8  # images of a class that grids are drawn from, at least
 NONE = -1
@@ -98,6 +101,24 @@ class GridSelection(Selection):
     def steps(self, whole: Steps) -> Steps:
         """The job's steps, which read sheets."""
         return GridSteps(**{field.name: getattr(whole, field.name) for field in fields(whole)})
+
+
+def usual_grids(method: str) -> tuple[int, str]:
+    """How many grids of each setting are made of a method where nothing is said.
+
+    Args:
+        method: key of `METHODS`.
+
+    Returns:
+        Their number, and why there are none.
+    """
+    traits = attribution.METHODS[method].traits
+    told = "No grids are measured: {}. Set measure.grids to have them."
+    if not traits.discriminative:
+        return 0, told.format(f"{method} gives one map for all their classes")
+    if traits.needs is Needs.SCORES:
+        return 0, told.format(f"a map of {method} takes many passes")
+    return GRIDS, ""
 
 
 def gridded(

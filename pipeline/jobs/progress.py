@@ -8,8 +8,15 @@ from typing import Any, Literal, Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as RemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from pipeline.logs import lines
 
@@ -23,14 +30,13 @@ class Tally:
 
     Attributes:
         total: images of the job as far as known, or an estimate.
-        estimated: whether `total` is an estimate.
         earlier: images that earlier runs had committed.
         images: committed by this run, explained or rejected.
         codes: rejects of this run by code.
+        started: when the first commit was awaited, by `time.monotonic()`, s.
     """
 
     total: int | None = None
-    estimated: bool = False
     earlier: int = 0
     images: int = 0
     codes: Counter[str] = field(default_factory=Counter)
@@ -76,7 +82,7 @@ class RichDisplay:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]:.1f} images/s"),
-            RemainingColumn(),
+            TimeRemainingColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[rejects]} rejects · {task.fields[workers]}"),
             console=self.console,

@@ -94,7 +94,7 @@ def _tally(plan: list[Shard], coverage: list[Coverage], steps: Steps) -> Tally:
         rows if rows is not None else _capped(int(shard.size / per_image), steps.limit) or 0
         for shard, rows in zip(plan, known, strict=True)
     ]
-    return Tally(total=sum(guess), estimated=True, earlier=earlier)
+    return Tally(total=sum(guess), earlier=earlier)
 
 
 def _capped(rows: int | None, limit: int | None) -> int | None:

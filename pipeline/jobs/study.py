@@ -7,7 +7,6 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from pipeline.attribution import METHODS
-from pipeline.attribution.base import Needs
 from pipeline.errors import MethodError
 from pipeline.evaluation.comparison import (
     CHANCE,
@@ -25,7 +24,7 @@ from pipeline.evaluation.readings import LEVELS, chance_levels, control_values, 
 from pipeline.jobs.bench import Bench, Shape, Trial, bench, device_of, folder
 from pipeline.jobs.cluster import cluster
 from pipeline.jobs.explain import clear, explain
-from pipeline.jobs.grids import Gridded, gridded
+from pipeline.jobs.grids import Gridded, gridded, usual_grids
 from pipeline.jobs.progress import Display, display
 from pipeline.jobs.run import Selection, run
 from pipeline.jobs.sample import Sample, draw
@@ -39,8 +38,6 @@ from schemas.study import MethodSpec, StudySpec
 
 RESULT = "study.json"
 REPORT = "report.html"
-GRIDS = 24
-"""Of each setting for a method of few passes, where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +145,8 @@ class Round:
         Returns:
             The run, and what must be known of it; no run where no grids are asked for.
         """
-        asked, traits = self.spec.measure, METHODS[method.method].traits
-        usual = GRIDS if traits.discriminative and traits.needs is not Needs.SCORES else 0
-        count = usual if asked.grids is None else asked.grids
+        asked = self.spec.measure
+        count = usual_grids(method.method)[0] if asked.grids is None else asked.grids
         if count == 0:
             return Gridded(None, ())
         job = self.spec.job(model, method, folder(self.spec, model, f"{method.name}/grids"))

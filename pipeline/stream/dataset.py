@@ -83,7 +83,7 @@ class Explainer:
         if spec.device == "cpu":
             torch.set_num_threads(1)  # the pool has an actor a core; and one thread gives the same bits everywhere
         self._graph = graph_of(steps)
-        self._runtime = self._graph.runtime
+        _ = self._graph.runtime  # loads: an actor that has started is ready
         tags = {"method": spec.method, "device": spec.device}
         self._images = Counter("raylens_graph_images", "Images that the graph was given", ("method", "device"))
         self._seconds = Histogram("raylens_graph_block_seconds", "Time of one block", SECONDS, ("method", "device"))

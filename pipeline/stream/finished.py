@@ -69,6 +69,12 @@ class FinishedRun:
         labels = self.record.model["labels"]
         return labels if isinstance(labels, int) else len(labels)
 
+    @property
+    def labels(self) -> dict[int, str]:
+        """Class names by index; none where the model has too many classes for `run.json` to hold them."""
+        labels = self.record.model["labels"]
+        return {} if isinstance(labels, int) else dict(enumerate(labels))
+
     def batches(self, columns: Sequence[str], files: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Reads rows in batches of about `BATCH_BYTES`.
 

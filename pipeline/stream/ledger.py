@@ -210,9 +210,7 @@ class Ledger:
         shard = key(shard_name)
         bounds = pc.min_max(run.column("row")).as_py()
         name = f"{bounds['min']:09d}-{bounds['max'] + 1:09d}.parquet"
-        buffer = io.BytesIO()
-        pq.write_table(run.replace_schema_metadata(dict(metadata)), buffer, compression="zstd")
-        write_atomic(self.filesystem, self.path(STATE, "fragments", shard, name), buffer.getvalue())
+        self.write_table(run.replace_schema_metadata(dict(metadata)), STATE, "fragments", shard, name)
         codes = run.filter(pc.is_valid(run.column("code"))).column("code").value_counts().to_pylist()
         counted = {item["values"]: item["counts"] for item in codes}
         images, rejected = bounds["max"] + 1 - bounds["min"], sum(counted.values())

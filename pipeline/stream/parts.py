@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from pipeline.errors import IntegrityError
 from pipeline.stream.ledger import Coverage, Ledger
 from pipeline.stream.shards import Shard
-from pipeline.stream.storage import write_atomic
 from schemas.explanations import IDENTITY, REASON, REJECTS
 
 PART_BYTES = 64 * 2**20
@@ -204,11 +203,9 @@ def _write_rejects(ledger: Ledger, tables: list[pa.Table], name: str, metadata: 
 
 
 def _write(ledger: Ledger, table: pa.Table, kind: str, name: str, metadata: Mapping[str, str]) -> str:
-    path = ledger.path(kind, f"{name}.parquet")
-    buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(dict(metadata)), buffer, compression="zstd")
-    write_atomic(ledger.filesystem, path, buffer.getvalue())
-    return path
+    names = (kind, f"{name}.parquet")
+    ledger.write_table(table.replace_schema_metadata(dict(metadata)), *names)
+    return ledger.path(*names)
 
 
 def file_metadata(values: Mapping[str, Any]) -> dict[str, str]:

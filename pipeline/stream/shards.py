@@ -14,7 +14,7 @@ class Shard:
     """A tar, a run of row groups of a Parquet file, or a slice of a listing.
 
     Attributes:
-        index: position in the plan; names the shard's files in the output.
+        index: position in the plan.
         name: for people and for the `shard` column, unique in the plan.
         address: of the file that holds it.
         kind: decides the reader.
@@ -34,11 +34,6 @@ class Shard:
     size: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     only: Sequence[tuple[int, int]] | None = None
-
-    @property
-    def key(self) -> str:
-        """Name of the shard's folder in the output's state."""
-        return f"{self.index:06d}"
 
     def takes(self, row: int) -> bool:
         """Whether a row is asked for."""

@@ -20,7 +20,7 @@ from pipeline.evaluation import metrics
 from pipeline.evaluation.metric import Explained
 from pipeline.graph import seed_of
 from pipeline.jobs import audit as audit_module
-from pipeline.jobs.audit import Night, _usual_grids, audit
+from pipeline.jobs.audit import Night, audit
 from pipeline.jobs.explain import explain
 from pipeline.measuring import rank
 from schemas.audit import AuditSpec
@@ -187,13 +187,6 @@ def test_grids_stand_among_the_metrics(tmp_path: Path) -> None:
     _, row = state(tmp_path / "out", "first/audit.json")["metrics"]
     assert (row["name"], row["method"]["images"], row["controls"]["chance"]["value"]) == ("difull", 2, 0.25)
     assert row["method"]["value"] == pytest.approx(1)  # the score of a cell depends on its pixels alone
-
-
-@pytest.mark.parametrize(("method", "why"), [("rise", "takes many passes"), ("eigencam", "one map for all")])
-def test_a_method_that_grids_do_not_suit_has_none_unless_asked(method: str, why: str) -> None:
-    assert _usual_grids(method)[0] == 0
-    assert why in _usual_grids(method)[1]
-    assert _usual_grids("gradcam") == (24, "")
 
 
 def test_gauges_are_handed_over(tars: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from samples import encoded, job, jpeg, rows, state, write_tar, write_tars
 
 from pipeline.errors import (
+    GoldenError,
     InputError,
     IntegrityError,
     MethodError,
@@ -237,6 +238,13 @@ def test_wrong_golden_set_stops_the_job_before_it_starts(tars: Path, tmp_path: P
     with pytest.raises(Exception, match=r"golden set: top-1 0\.000 on 1 images"):
         explain(job(tars, tmp_path / "wrong", golden=str(tmp_path / "golden.csv"), golden_top1=1.0))
     assert not (tmp_path / "wrong").exists()
+
+
+def test_a_golden_image_that_cannot_be_decoded_is_named(tars: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(0)[:40])
+    (tmp_path / "golden.csv").write_text("path,label\na.jpg,0\n")
+    with pytest.raises(GoldenError, match=r"a\.jpg cannot be decoded"):
+        explain(job(tars, tmp_path / "out", golden=str(tmp_path / "golden.csv")))
 
 
 def test_embedding_is_the_input_of_the_head(tars: Path, tmp_path: Path) -> None:

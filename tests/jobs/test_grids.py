@@ -18,7 +18,7 @@ from pipeline.evaluation.grids import CELLS, CORNERS, montage
 from pipeline.graph import ExplanationGraph, seed_of
 from pipeline.jobs import streaming
 from pipeline.jobs.explain import explain
-from pipeline.jobs.grids import Gridded, candidates, fetched, gridded
+from pipeline.jobs.grids import Gridded, candidates, fetched, gridded, usual_grids
 from pipeline.jobs.progress import display
 from pipeline.measuring import graph_of
 from pipeline.stream import sheets, sources
@@ -264,3 +264,10 @@ def test_a_grid_that_kills_its_worker_is_refused_alone(tmp_path: Path, explained
     assert refused is not None
     [row] = graph_of(steps)(refused).to_pylist()
     assert (row["sample_id"], row["row"], row["code"]) == ("y", 1, "crashed")
+
+
+@pytest.mark.parametrize(("method", "why"), [("rise", "takes many passes"), ("eigencam", "one map for all")])
+def test_a_method_that_grids_do_not_suit_has_none_unless_asked(method: str, why: str) -> None:
+    assert usual_grids(method)[0] == 0
+    assert why in usual_grids(method)[1]
+    assert usual_grids("gradcam") == (24, "")

@@ -95,7 +95,7 @@ def page(night: "Night") -> str:
     Raises:
         InputError: the explanations cannot be read; photographs that cannot leave a placeholder.
     """
-    names = {row.index: row.images.name for row in night.performance.classes} | _labels(night)
+    names = {row.index: row.images.name for row in night.performance.classes} | night.explained.labels
     concerns = compared(night.drift) if night.drift else []
     now = survey(night.explained, _wanted(night, concerns), size=gallery.SIZE)
     if not concerns:
@@ -121,11 +121,6 @@ def page(night: "Night") -> str:
         "specification": provenance.specification(night),
     }
     return render(PACKAGE, "audit.html", values)
-
-
-def _labels(night: "Night") -> dict[int, str]:
-    labels = night.explained.record.model["labels"]
-    return dict(enumerate(labels)) if isinstance(labels, list) else {}
 
 
 def _wanted(night: "Night", concerns: Sequence[Concern]) -> dict[str, Value]:

@@ -52,8 +52,7 @@ def strips(study: "Study", model: str) -> list[Strip]:
     found = {name: _explanations(run, chosen) for name, run in runs.items()}
     first = {image: one for explained in reversed(found.values()) for image, one in explained.items()}
     run = study.predictions[model]
-    labels = run.record.model["labels"]
-    photographs = album(run, first.values(), dict(enumerate(labels)) if isinstance(labels, list) else {})
+    photographs = album(run, first.values(), run.labels)
     return [_strip(photographs, first[image], image, found) for image in chosen if image in first]
 
 
