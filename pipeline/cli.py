@@ -16,7 +16,7 @@ from pipeline.errors import InputError, RaylensError
 from pipeline.flags import pairs, parsed, with_flags
 from schemas.audit import AuditSpec
 from schemas.bias import BiasSpec
-from schemas.job import JobSpec
+from schemas.job import MODEL_FIELDS, JobSpec
 from schemas.study import REFUSED, StudySpec
 
 
@@ -42,13 +42,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-MODEL_FLAGS = (
-    "model", "model_args", "weights", "weights_sha256", "labels", "layer",
-    "size", "resize", "resize_mode", "interpolation", "mean", "std",
-)  # fmt: skip
 PANELS = {
     "Input": ("config", "input", "format", "image_field", "label_field", "id_field", "attributes", "limit", "storage"),
-    "Model": MODEL_FLAGS,
+    "Model": MODEL_FIELDS,
     "Explanation": (
         "method", "method_args", "target", "heatmap_dtype", "embedding", "seed", "runtime", "device", "precision",
         "batch_size", "max_pixels", "scaled_decoding",
@@ -190,13 +186,15 @@ app.command("audit")(with_flags(AuditSpec, AUDIT_PANELS, _audit))
 app.command("study")(with_flags(StudySpec, STUDY_PANELS, _study))
 app.command("bias")(with_flags(BiasSpec, BIAS_PANELS, _bias))
 app.command("gallery")(
-    with_flags(JobSpec, {"Gallery": ("config", "input", "output", "method", "storage"), "Model": MODEL_FLAGS}, _gallery)
+    with_flags(
+        JobSpec, {"Gallery": ("config", "input", "output", "method", "storage"), "Model": MODEL_FIELDS}, _gallery
+    )
 )
 app.command("compile")(
     with_flags(
         JobSpec,
         {
-            "Model": ("config", *MODEL_FLAGS, "storage"),
+            "Model": ("config", *MODEL_FIELDS, "storage"),
             "Explanation": ("method", "method_args", "target", "embedding", "seed", "precision"),
         },
         _compile,
@@ -211,7 +209,7 @@ app.command("compile")(
         ],
     )
 )
-app.command("model")(with_flags(JobSpec, {"Model": ("config", *MODEL_FLAGS, "storage")}, _model))
+app.command("model")(with_flags(JobSpec, {"Model": ("config", *MODEL_FIELDS, "storage")}, _model))
 
 
 @app.command()

@@ -133,6 +133,21 @@ class Preprocessing:
         return x * std + mean
 
 
+def share_within(size: tuple[int, int], crop: tuple[float, float, float, float]) -> float:
+    """Which share of an image's area the network sees.
+
+    Args:
+        size: width and height of the image, px.
+        crop: see `Preprocessing.crop`.
+
+    Returns:
+        0 to 1; borders that were added do not count.
+    """
+    (width, height), (left, top, right, bottom) = size, crop
+    wide, tall = min(right, width) - max(left, 0), min(bottom, height) - max(top, 0)
+    return max(0.0, wide * tall / (width * height))
+
+
 def _centre(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Crops to height x width about the centre; a side that is too short is filled with black."""
     height, width = size

@@ -30,6 +30,11 @@ from schemas.graph import (
     Size,
 )
 
+MODEL_FIELDS = (
+    "model", "model_args", "weights", "weights_sha256", "labels", "layer",
+    "size", "resize", "resize_mode", "interpolation", "mean", "std",
+)  # fmt: skip
+"""Fields of a job that describe its model."""
 SECRETS = ("key", "secret", "token", "password", "username", "credential", "connection_string")
 
 
@@ -38,7 +43,8 @@ def as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-def _as_text(value: object) -> object:
+def as_text(value: object) -> object:
+    """Lets an index be written as a number."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -108,7 +114,7 @@ class JobSpec(Frozen):
     # explanation
     method: str = Field("gradcam", description="Attribution method; `raylens methods` lists them.")
     method_args: dict[str, JsonValue] = Field(default_factory=dict, description="Parameters of the method.")
-    target: Annotated[str, BeforeValidator(_as_text)] = Field(
+    target: Annotated[str, BeforeValidator(as_text)] = Field(
         "predicted", description="predicted, label, runner-up, top:K, a class index or a class name."
     )
     runtime: Literal["torch", "onnx", "auto"] = Field(

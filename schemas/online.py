@@ -7,15 +7,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from schemas.graph import Channels, Device, Frozen, GraphSpec, Interpolation, ResizeMode, Runtime, Size
-from schemas.job import JobSpec, Share
+from schemas.job import MODEL_FIELDS, JobSpec, Share
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LOCAL_OR_WEB = ("http", "https", "ftp", "file", "local", "memory")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-OF_THE_JOB = (
-    "model", "model_args", "weights", "weights_sha256", "labels", "layer", "size", "resize", "resize_mode",
-    "interpolation", "mean", "std", "device", "precision", "batch_size", "seed", "runtime",
-)  # fmt: skip
+OF_THE_JOB = (*MODEL_FIELDS, "device", "precision", "batch_size", "seed", "runtime")
 """Fields that mean what they mean in a job."""
 
 

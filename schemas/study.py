@@ -7,14 +7,9 @@ from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from schemas.audit import MeasureSettings
 from schemas.graph import Frozen
-from schemas.job import JobSpec
+from schemas.job import MODEL_FIELDS, JobSpec
 from schemas.measures import CONTROLS
 
-MODEL_FIELDS = (
-    "model", "model_args", "weights", "weights_sha256", "labels", "layer",
-    "size", "resize", "resize_mode", "interpolation", "mean", "std",
-)  # fmt: skip
-"""Fields of a job that describe its model."""
 REFUSED = {
     "method": "name the methods under `methods`",
     "method_args": "write `methods: {NAME: {parameter: value}}`",

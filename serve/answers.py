@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.preprocessing import share_within
 from pipeline.report.sentence import sentence
 from serve.service import Answer
 
@@ -55,6 +56,14 @@ def explanation(answer: Answer, *, resolution: str = "layer") -> dict[str, Any]:
     }
 
 
+def explained(answers: list[Answer], *, resolution: str = "layer") -> dict[str, Any]:
+    """The maps of one image: the first one's, where it lies, and with several classes `explanations`, one a class."""
+    maps = [explanation(answer, resolution=resolution) for answer in answers]
+    width, height = answers[0].size
+    image = {"width": width, "height": height, "crop": list(answers[0].crop)}
+    return {**maps[0], "image": image, **({"explanations": maps} if len(maps) > 1 else {})}
+
+
 def said(answer: Answer) -> str:
     """The sentence of an answer."""
     question = answer.question
@@ -62,12 +71,12 @@ def said(answer: Answer) -> str:
         answer.explained.heatmap,
         question.served.model.labels[answer.explained.target],
         discriminative=question.offer.method.traits.discriminative,
-        seen=_seen(answer),
+        seen=share_within(answer.size, answer.crop),
     )
 
 
 def payload(answers: list[Answer], *, top_k: int, resolution: str, request_id: str) -> dict[str, Any]:
-    """The JSON answer of `/explain`; with `top:K` also `explanations`, one a class.
+    """The JSON answer of `/explain`.
 
     Args:
         answers: of one image, one a class.
@@ -80,12 +89,8 @@ def payload(answers: list[Answer], *, top_k: int, resolution: str, request_id: s
     """
     first = answers[0]
     best = top(first, top_k)
-    width, height = first.size
-    found: dict[str, Any] = {"request_id": request_id, **facts(first), "prediction": best[0], "top": best}
-    maps = [explanation(answer, resolution=resolution) for answer in answers]
-    found |= {**maps[0], "image": {"width": width, "height": height, "crop": list(first.crop)}}
-    if len(maps) > 1:
-        found["explanations"] = maps
+    found = {"request_id": request_id, **facts(first), "prediction": best[0], "top": best}
+    found |= explained(answers, resolution=resolution)
     return found | {"timing_ms": first.timing_ms, "cached": all(answer.cached for answer in answers)}
 
 
@@ -96,14 +101,6 @@ def resized(answer: Answer, resolution: str) -> NDArray[np.float32]:
         return heatmap
     height, width = answer.question.served.model.preprocessing.size
     return np.asarray(Image.fromarray(heatmap).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def _seen(answer: Answer) -> float:
-    """Share of the picture's area that the network sees."""
-    (width, height), (left, top, right, bottom) = answer.size, answer.crop
-    wide = min(right, width) - max(left, 0)
-    tall = min(bottom, height) - max(top, 0)
-    return max(0.0, wide * tall / (width * height))
 
 
 def _finite(value: Any) -> Any:

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from pipeline.cli import MODEL_FLAGS, app, main
+from pipeline.cli import app, main
 from pipeline.errors import SpecError
 from pipeline.flags import pairs, parsed, with_flags
-from schemas.job import JobSpec
+from schemas.job import MODEL_FIELDS, JobSpec
 from schemas.online import OF_THE_JOB, ServedModel, ServeSpec
 
 SERVICE = ("host", "port", "grpc_port", "ray_address", "storage")
@@ -28,7 +28,7 @@ ASKED_AGAIN_BYTES = 2**19
 stay in its cache, and each request waits 1 ms for new ones."""
 PANELS = {
     "Service": ("config", "ray_address"),
-    "Model": (*MODEL_FLAGS, "storage"),
+    "Model": (*MODEL_FIELDS, "storage"),
     "Explanation": ("method", "method_args", "seed", "runtime", "device", "precision", "batch_size"),
 }
 

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -10,14 +10,11 @@ from pipeline.report.overlay import OPACITY
 from schemas.answers import Explained
 from serve import render
 from serve.answers import payload
-from serve.forms import json_response
+from serve.forms import BINARY, json_response
 from serve.problems import RefusedError
 from serve.requests import arrived, identity, service_of, uploaded
-from serve.service import Answer, Service
 
 router = APIRouter()
-T = TypeVar("T")
-BINARY = {"schema": {"type": "string", "format": "binary"}}
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -26,7 +23,7 @@ BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["image"],
-                    "properties": {"image": {"type": "string", "format": "binary"}},
+                    "properties": {"image": BINARY["schema"]},
                 }
             },
             "image/jpeg": BINARY,
@@ -71,14 +68,15 @@ async def explain(
     rendering = time.perf_counter()
     if format == "json":
         content = payload(found, top_k=top_k, resolution=resolution, request_id=identity(request))
-        return json_response(noted(service, found, rendering, content))
+        service.closed(found[:1], rendering)  # the content refers to its times
+        return json_response(content)
     if format == "png":
         body = await service.threaded(lambda: render.png(found[0], colormap=colormap, opacity=opacity, signed=signed))
     elif format == "npy":
         body = render.npy(found, resolution=resolution)
     else:
         body = await service.threaded(lambda: render.arrow(found, resolution=resolution, top_k=top_k))
-    noted(service, found, rendering, None)
+    service.closed(found[:1], rendering)
     return Response(body, headers=render.headers(found[0]), media_type=TYPES[format])
 
 
@@ -92,20 +90,3 @@ def _check_options(request: Request) -> None:
         raise RefusedError(
             "unknown_option", f"no option is named {min(unknown)[:50]!r}; there are: {', '.join(OPTIONS)}"
         )
-
-
-def noted(service: Service, found: list[Answer], rendering: float, content: T) -> T:
-    """Closes the times of an answer, which its content refers to.
-
-    Args:
-        service: counts them.
-        found: answers of one image.
-        rendering: when rendering began, by `time.perf_counter()`.
-        content: of the response.
-
-    Returns:
-        The content.
-    """
-    found[0].finish(rendering)
-    service.metrics.took(found[0].timing_ms)
-    return content

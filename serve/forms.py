@@ -16,6 +16,8 @@ TOLD: dict[int | str, dict[str, Any]] = {
 }
 """What is told of problems in OpenAPI, by `problem_response`."""
 TOLD_BY_KSERVE = {status: {**told, "model": RefusedByKServe} for status, told in TOLD.items()}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+"""A body of bytes, in OpenAPI."""
 SANE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 

@@ -58,10 +58,7 @@ class Inference:
         Returns:
             What was computed, and the times of the slowest image in ms.
         """
-        for answer in self.answers:
-            answer.finish(self.rendering)
-        slowest = max(self.answers, key=lambda answer: answer.timing_ms["total"])
-        self.service.metrics.took(slowest.timing_ms)
+        slowest = self.service.closed(self.answers, self.rendering)
         times = {f"{stage}_ms": round(value, 3) for stage, value in slowest.timing_ms.items()}
         cached = all(answer.cached for answer in self.answers)
         return {**facts(slowest), "request_id": request_id, "cached": cached, **times}

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import tracing
 from serve.forms import problem_response, request_id
@@ -13,11 +14,6 @@ from serve.proxy import ARRIVED
 from serve.security import DOCS_POLICY, HEADERS, is_open
 from serve.service import Service
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 QUIET = ("/healthz", "/readyz", "/metrics")
 
 
@@ -56,7 +52,7 @@ class Intake:
         service: its limits, keys and metrics.
     """
 
-    def __init__(self, app: App, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
         self.service = service
         self.limits = service.spec.limits

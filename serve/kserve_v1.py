@@ -7,16 +7,13 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from schemas.answers import ModelStatus, Predicted, PredictedAndExplained
-from serve.answers import explanation, facts, top
+from schemas.job import as_text
+from serve.answers import explained, facts, top
 from serve.forms import json_response
 from serve.requests import arrived, checked, identity, instance, json_body, service_of
 from serve.service import Answer, numbered
 
 router = APIRouter()
-
-
-def _as_text(value: object) -> object:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Parameters(BaseModel):
@@ -25,7 +22,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     method: str | None = None
-    target: Annotated[str, BeforeValidator(_as_text)] = Field("predicted", max_length=200)
+    target: Annotated[str, BeforeValidator(as_text)] = Field("predicted", max_length=200)
     top_k: int = Field(5, ge=1, le=1000)
     sample_id: str | None = Field(None, max_length=1000)
 
@@ -111,10 +108,7 @@ async def _answered(request: Request, model: str, *, explain: bool) -> Response:
 
 def _closing(request: Request, found: list[list[Answer]], rendering: float) -> dict[str, Any]:
     """What is said once for all instances; the times are those of the slowest."""
-    for answers in found:
-        answers[0].finish(rendering)
-    slowest = max((answers[0] for answers in found), key=lambda answer: answer.timing_ms["total"])
-    service_of(request).metrics.took(slowest.timing_ms)
+    slowest = service_of(request).closed([answers[0] for answers in found], rendering)
     return {**facts(slowest), "request_id": identity(request), "timing_ms": slowest.timing_ms}
 
 
@@ -124,10 +118,5 @@ def _prediction(answer: Answer, top_k: int) -> dict[str, Any]:
 
 
 def _explanation(answers: list[Answer]) -> dict[str, Any]:
-    """Of one instance; with several classes also `explanations`, one a class."""
-    first = answers[0]
-    width, height = first.size
-    maps = [explanation(answer) for answer in answers]
-    shown = {**facts(first), **maps[0], "image": {"width": width, "height": height, "crop": list(first.crop)}}
-    more = {"explanations": maps} if len(maps) > 1 else {}
-    return {**shown, **more, "cached": all(answer.cached for answer in answers)}
+    """Of one instance."""
+    return {**facts(answers[0]), **explained(answers), "cached": all(answer.cached for answer in answers)}

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from schemas.answers import Inferred, Live, ModelMetadata, ModelStatus, Ready, Server
-from serve.forms import json_response
+from serve.forms import BINARY, json_response
 from serve.inference import SCALE, VERSION, Inference, image_of, infer, model_metadata, server_metadata
 from serve.problems import RefusedError
 from serve.requests import arrived, checked, identity, parsed_object, service_of
@@ -31,7 +31,6 @@ def _inlined() -> dict[str, Any]:
     return schema
 
 
-BINARY = {"schema": {"type": "string", "format": "binary"}}
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,

@@ -9,11 +9,11 @@ those directly. There the death of a process takes its own proxy with it, and HA
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.forms import problem_response, request_id
 from serve.problems import RefusedError
@@ -38,10 +38,6 @@ OURS = b"x-content-type-options"
 """A header of every answer of the service: one without it comes from Ray."""
 BEGUN = "raylens.begun"
 """A message in place of ASGI's own: a process has begun with the request, and its answer takes time."""
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 def middlewares() -> list[Middleware]:
@@ -58,11 +54,11 @@ class Begun:
         after_s: without an answer.
     """
 
-    def __init__(self, app: App, *, after_s: float = SOON_S) -> None:
+    def __init__(self, app: ASGIApp, *, after_s: float = SOON_S) -> None:
         self._app = app
         self._after_s = after_s
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
         if scope["type"] != "http" or all(name != ARRIVED for name, _ in scope["headers"]):
             await self._app(scope, receive, send)
@@ -228,14 +224,16 @@ class Again:
         kept_bytes: of bodies at once, to send them again; those over it are sent once.
     """
 
-    def __init__(self, app: App, *, most: int = MANY, begun_s: float = LONG_S, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(
+        self, app: ASGIApp, *, most: int = MANY, begun_s: float = LONG_S, kept_bytes: int = KEPT_BYTES
+    ) -> None:
         self._app = app
         self._most = most
         self._begun_s = begun_s
         self._inside = 0
         self.room = Room(kept_bytes)
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
         if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Ray's own paths
             await self._app(scope, receive, send)
@@ -252,7 +250,7 @@ class Again:
             self._inside -= 1
             body.drop()
 
-    async def _asked(self, scope: MutableMapping[str, Any], body: Body, told: Told) -> None:
+    async def _asked(self, scope: Scope, body: Body, told: Told) -> None:
         now = asyncio.get_running_loop().time
         again_by, begin_by = now() + AGAIN_S, now() + self._begun_s
         for attempt in range(ATTEMPTS):
@@ -269,7 +267,7 @@ class Again:
             await asyncio.sleep(PAUSE_S * 2**attempt)
         await told.tell("unavailable")
 
-    async def _begun(self, scope: MutableMapping[str, Any], body: Body, told: Told, begin_by: float) -> bool:
+    async def _begun(self, scope: Scope, body: Body, told: Told, begin_by: float) -> bool:
         """Asks once; False where no process has begun in time."""
         try:
             async with asyncio.timeout_at(begin_by) as told.limit:

@@ -7,9 +7,9 @@ from urllib.parse import quote
 import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from pipeline.report.overlay import OPACITY, overlay
+from pipeline.report.photograph import rgb
 from serve import answers
 from serve.problems import RefusedError
 from serve.service import Answer
@@ -57,8 +57,7 @@ def png(answer: Answer, *, colormap: str = "jet", opacity: float = OPACITY, sign
     Returns:
         A PNG of the network's input size.
     """
-    pixels = answer.picture.pixels
-    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).convert("RGB")
+    image = rgb(answer.picture.pixels)
     heatmap = answer.explained.heatmap if signed else answer.explained.heatmap.clip(min=0)
     buffer = io.BytesIO()
     overlay(image, heatmap, colormap=colormap, opacity=opacity).save(buffer, "PNG", compress_level=1)

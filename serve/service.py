@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from pipeline.records import not_finite
 from pipeline.stream.decode import Decoder
 from schemas.online import ServeSpec
 from serve import tracing
@@ -23,7 +24,7 @@ from serve.engine import Explained, Task
 from serve.metrics import Metrics
 from serve.models import Call, Offer, Served, opened
 from serve.photo import Encoded, Photo, Raw, Source
-from serve.problems import RefusedError
+from serve.problems import RefusedError, of_row
 from serve.targets import codes
 
 LARGE = 1_000_000
@@ -235,6 +236,22 @@ class Service:
         except TimeoutError as error:
             raise RefusedError("deadline", f"not answered within {question.timeout_s:g} s; try later") from error
 
+    def closed(self, answers: Sequence[Answer], rendering: float) -> Answer:
+        """Closes the times of a request's answers, and counts those of the slowest.
+
+        Args:
+            answers: one an image.
+            rendering: when rendering began, by `time.perf_counter()`, s.
+
+        Returns:
+            The slowest.
+        """
+        for answer in answers:
+            answer.finish(rendering)
+        slowest = max(answers, key=lambda answer: answer.timing_ms["total"])
+        self.metrics.took(slowest.timing_ms)
+        return slowest
+
     def _begin_by(self, question: Question, arrived: float) -> float:
         """When the first image must have its turn; the others follow it, and slow methods take their time."""
         return math.inf if question.offer.is_slow else arrived + self.spec.limits.queue_s
@@ -325,9 +342,7 @@ def _check_room(question: Question, images: int) -> None:
 
 def _check_finite(explained: Explained, question: Question) -> None:
     if not (np.isfinite(explained.probabilities).all() and np.isfinite(explained.heatmap).all()):
-        raise RefusedError(
-            "non_finite", f"method {question.offer.name} or the network gave a value that is not a finite number"
-        )
+        raise of_row(not_finite(question.offer.name))
 
 
 async def numbered(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

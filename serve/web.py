@@ -2,12 +2,12 @@
 
 from importlib.metadata import version
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from serve import admin, docs, explain, kserve_v1, open_inference_v2, render
+from serve import admin, docs, explain, kserve_v1, open_inference_v2, page, render
 from serve.forms import TOLD, TOLD_BY_KSERVE, problem_response
 from serve.intake import Intake
 from serve.open_inference_v2 import LENGTH
@@ -44,8 +44,7 @@ def create_web(service: Service) -> FastAPI:
         by_kserve = module in (kserve_v1, open_inference_v2)
         app.include_router(module.router, responses=TOLD_BY_KSERVE if by_kserve else TOLD)
     app.include_router(docs.router)
-    if (page := _page()) is not None:
-        app.include_router(page)
+    app.include_router(page.router)
     app.exception_handler(RefusedError)(_refused)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_http)
@@ -59,15 +58,6 @@ def create_web(service: Service) -> FastAPI:
             expose_headers=["Retry-After", "X-Request-Id", LENGTH, *map(render.header, render.FACTS)],
         )
     return app
-
-
-def _page() -> APIRouter | None:
-    """The page for people, where it is installed."""
-    try:
-        from serve.page import router
-    except ImportError:
-        return None
-    return router
 
 
 async def _refused(request: Request, error: RefusedError) -> Response:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from pipeline.preprocessing import Preprocessing
+from pipeline.preprocessing import Preprocessing, share_within
 from pipeline.report.explanation import Explanation, Place
 from pipeline.report.html.number import fixed, percent
 from pipeline.report.html.picture import Picture, absent, photograph
@@ -110,11 +110,7 @@ class Album:
 
     def _seen(self, one: Explanation) -> float:
         """Share of the picture's area that the network saw."""
-        if one.size is None:
-            return 1.0
-        (width, height), (left, top, right, bottom) = one.size, self.preprocessing.crop(one.size)
-        wide, tall = min(right, width) - max(left, 0), min(bottom, height) - max(top, 0)
-        return max(0.0, wide * tall / (width * height))
+        return 1.0 if one.size is None else share_within(one.size, self.preprocessing.crop(one.size))
 
 
 def album(run: FinishedRun, shown: Iterable[Explanation], names: Mapping[int, str]) -> Album:

@@ -15,6 +15,7 @@ from pipeline.attribution import METHODS, create
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
 from pipeline.report.overlay import overlay
+from pipeline.report.photograph import rgb
 from pipeline.stream.decode import Decoder
 
 SIDE = 200
@@ -62,7 +63,7 @@ def draw_gallery(model: LoadedModel, photograph: bytes, target: Path, *, method:
     """
     preprocessing = model.preprocessing
     pixels = Decoder(preprocessing, max_pixels=10**9).decode(photograph).pixels
-    image = Image.fromarray(pixels.squeeze(2) if preprocessing.channels == 1 else pixels).convert("RGB")
+    image = rgb(pixels)
     x = preprocessing.normalise(torch.tensor(pixels)[None], torch.float32)
     pictures = [_by_method(name, model, x, say) for name in METHODS]
     classes = _by_class(method, model, x)

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import TypeAdapter
 
@@ -70,4 +72,9 @@ def _decoded(decoder: Decoder, data: bytes) -> Found:
         pixels = decoder.decode(data).pixels
     except Exception as error:  # noqa: BLE001 - the file may have been replaced by anything since
         return f"{type(error).__name__}: {error}"
+    return rgb(pixels)
+
+
+def rgb(pixels: NDArray[np.uint8]) -> Image.Image:
+    """An RGB image of (H, W, C) uint8 pixels, grey or colour."""
     return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).convert("RGB")
