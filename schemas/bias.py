@@ -67,7 +67,9 @@ class RulesSpec(Frozen):
         "class", description="class compares a slice's images with others of their class; slice takes it whole."
     )
     threshold: Share = Field(0.5, description="Least membership of an image in its slice.")
-    least_images: PositiveInt = Field(15, description="Of a slice in each half.")
+    least_images: PositiveInt = Field(
+        15, description="Of a slice in each half, whose class has others to compare them with."
+    )
     least_gap: Annotated[float, Field(ge=0, lt=1)] = Field(0.15, description="Accuracy of the others minus its own.")
     least_separation: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.7,
@@ -90,7 +92,7 @@ class BiasSpec(JobSpec):
     images: PositiveInt = Field(1_000_000, description="Most images to look at, drawn at random.")
     embeddings: EmbeddingSettings = Field(default_factory=EmbeddingSettings, description="What stands for an image.")
     slicers: Slicers = Field(
-        (SlicerSpec(name="domino"), SlicerSpec(name="kmeans"), SlicerSpec(name="random")),
+        (SlicerSpec(name="kmeans"), SlicerSpec(name="domino"), SlicerSpec(name="random")),
         description="Ways to find slices by name, with `parameters`; the first one's are reported, the others stand "
         "beside it.",
     )
