@@ -29,7 +29,7 @@ class Rules:
         unit: `class` makes every slice's images of one class a candidate; where a class has too few images for that,
             `slice` takes a slice whole and weights the others by its classes.
         threshold: least membership; an image is of the slice of which it has most, or of none.
-        least_images: of a candidate, in each half.
+        least_images: of a candidate that can be compared with others of their class, in each half.
         least_gap: accuracy of the others minus that of the candidate must be above it, in each half.
         least_separation: area under the curve that the interval of a slice's separation must be above.
         q: level of the Benjamini-Hochberg correction, in each half.
@@ -101,6 +101,7 @@ class Side:
 
     Attributes:
         images: its share of the half.
+        compared: images of it whose class has others, with which they are compared.
         accuracy: of its images.
         expected: accuracy of the others in its classes; None where there are none.
         gap: `expected` minus accuracy over images that have others; None where there are none.
@@ -109,6 +110,7 @@ class Side:
     """
 
     images: Share
+    compared: int
     accuracy: Share
     expected: float | None
     gap: Estimate | None
@@ -299,9 +301,10 @@ class _Table:
         return int(self.class_images.sum() - self.class_right.sum())
 
     def candidates(self, rules: Rules) -> list[_Candidate]:
+        compared = np.where(self.class_images > self.images, self.images, 0)
         if rules.unit == "slice":
-            return [(int(one), None) for one in np.flatnonzero(self.images.sum(axis=1) >= rules.least_images)]
-        return [(int(one), int(label)) for one, label in np.argwhere(self.images >= rules.least_images)]
+            return [(int(one), None) for one in np.flatnonzero(compared.sum(axis=1) >= rules.least_images)]
+        return [(int(one), int(label)) for one, label in np.argwhere(compared >= rules.least_images)]
 
     def cells(self, candidate: _Candidate) -> Counts:
         one, label = candidate
@@ -325,13 +328,13 @@ class _Table:
         images, accuracy, _ = self.shares(candidate, rules.level)
         counts = self.cells(candidate)
         if counts.images == 0:
-            return Side(images, accuracy, None, None, 1.0)
-        return Side(images, accuracy, counts.expected, gap(counts, rules.level), p_value(counts))
+            return Side(images, 0, accuracy, None, None, 1.0)
+        return Side(images, counts.images, accuracy, counts.expected, gap(counts, rules.level), p_value(counts))
 
 
 def _tested(sides: Sequence[Side], rules: Rules) -> list[Side]:
     """Corrects for the number of candidates that have enough images to be tested."""
-    enough = [at for at, side in enumerate(sides) if side.gap is not None and side.images.hits >= rules.least_images]
+    enough = [at for at, side in enumerate(sides) if side.compared >= rules.least_images]
     if not enough:
         return list(sides)
     adjusted = false_discovery_control([sides[at].p_value for at in enough], method="bh")
@@ -367,7 +370,7 @@ def _sentence(one: SliceVerdict, rules: Rules, names: Mapping[int, str]) -> str:
         f", accuracy {side.accuracy.value:.3f} where others of the class have {side.expected:.3f} (gap "
         f"{side.gap.value:.3f}, {rules.level:.0%} interval {side.gap.low:.3f} to {side.gap.high:.3f}), "
     )
-    text += f"corrected p {side.corrected:.2g}" if side.images.hits >= rules.least_images else "too few to be tested"
+    text += f"corrected p {side.corrected:.2g}" if side.compared >= rules.least_images else "too few to be tested"
     if one.errors is not None and one.errors.of:
         text += f"; {one.errors.hits} of the {one.errors.of} errors are there"
     return f"{text}."
@@ -377,7 +380,10 @@ def _statements(here: _Table, there: _Table, tested: int, rules: Rules) -> list[
     occupied = int((here.images.sum(axis=1) > 0).sum() if rules.unit == "slice" else (here.images > 0).sum())
     said = []
     if tested < occupied:
-        said.append(f"{occupied - tested} of {occupied} candidates have fewer than {rules.least_images} images.")
+        said.append(
+            f"{occupied - tested} of {occupied} candidates have fewer than {rules.least_images} images that can be "
+            "compared with others of their class, and were not tested."
+        )
     said += [
         f"The {name} half has no error: nothing can be {done} there."
         for name, done, table in (("discovery", "found", here), ("held-out", "confirmed", there))

@@ -74,6 +74,7 @@ class Discovery:
         return {
             "images": len(self.images),
             "accuracy": float((self.images.labels == self.images.predictions).mean()),
+            "tested": len(self.main.verdict.slices),
             "confirmed": len(self.confirmed),
             "findings": [one.to_json(self.images) for one in self.findings],
             "cues": None if self.cues is None else self.cues.to_json(),
@@ -209,4 +210,5 @@ def _write(found: Discovery, shown: Display) -> None:
     ledger.write_json(found.to_json(), RESULT)
     for one in found.confirmed:
         shown.say("slice", finding=one.slice.sentence, shares=one.described or "unknown")
-    shown.say("done", slices=len(found.confirmed), report=f"{spec.output}/{REPORT}")
+    tested = len(found.main.verdict.slices)
+    shown.say("done", tested=tested, slices=len(found.confirmed), report=f"{spec.output}/{REPORT}")

@@ -147,6 +147,27 @@ def test_whole_slices_gather_classes_that_are_too_small() -> None:
     assert "have fewer than 15 images" in by_class.statements[0]
 
 
+@pytest.mark.parametrize("unit", ["class", "slice"])
+def test_without_others_of_the_class_nothing_is_tested(unit: str) -> None:
+    """An image a class, a third of them wrong in one slice and none in the other: nothing to compare them with."""
+    labels = np.arange(200)
+    own = labels < 90
+    half = Half(np.stack([own, ~own], axis=1).astype(np.float32), labels, np.where(labels < 30, labels + 1, labels))
+    found = verdict(half, half, Rules(unit=unit))
+    assert found.slices == ()
+    assert "can be compared with others of their class, and were not tested" in found.statements[0]
+
+
+def test_only_images_with_others_of_their_class_make_a_slice_large_enough() -> None:
+    """A slice of 20 images of one class that has others, and of 100 that have none."""
+    labels = np.concatenate([np.zeros(60, np.int64), np.arange(1, 101)])
+    own = (labels > 0) | (np.arange(160) < 20)
+    half = Half(own[:, None].astype(np.float32), labels, np.where(own, labels + 1, labels))
+    [one] = verdict(half, half, Rules(unit="slice", least_images=20)).confirmed
+    assert (one.discovery.images.hits, one.discovery.compared) == (120, 20)
+    assert verdict(half, half, Rules(unit="slice", least_images=21)).slices == ()
+
+
 def test_what_chance_found_is_not_confirmed() -> None:
     """Slices of the discovery half's errors: found for certain, and worth nothing."""
     here, there = random_half(0), random_half(1)
@@ -192,7 +213,7 @@ def test_degenerate_halves() -> None:
     assert [one.status for one in found.slices] == ["flagged"]
     assert "0 of 600 held-out images, none of which" in found.slices[0].sentence
     everything = replace(half, memberships=np.ones((600, 1), np.float32))
-    assert verdict(everything, everything).confirmed == ()  # no other image of the class
+    assert verdict(everything, everything).slices == ()  # no other image of the class
 
 
 def test_what_cannot_be_judged_is_refused() -> None:

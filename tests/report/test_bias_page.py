@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bias_slices import HOSTILE, IMAGES, Found, found_slices
 from page_browser import browser_path, headings, opened, written
@@ -16,6 +17,7 @@ from pipeline.report.bias.landscape import IMAGES as DRAWN
 from pipeline.report.bias.landscape import landscape
 from pipeline.report.bias.naming import slice_names
 from pipeline.report.bias.page import page
+from pipeline.report.bias.untested import untested
 
 SECTIONS = ("Slices that fail, by the errors they cost", "Controls", "Performance", "How this was computed")
 MARKUP = "<script>document.title = 3</script>"
@@ -167,6 +169,20 @@ def test_where_nothing_is_tested_nothing_is_claimed(found: Found, browser: Brows
     with opened(browser, written(page(small), tmp_path), ready=False) as tab:
         expect(tab.get_by_role("heading", level=1)).to_contain_text("No slice could be tested")
         expect(tab.locator(".concerns")).not_to_contain_text("as far as these images can tell")
+        expect(tab.locator(".concerns")).to_contain_text("fewer components, or whole slices")
+        expect(tab.locator("#slices")).to_contain_text("None could be tested.")
+        expect(tab.locator(".tiles div", has_text="Errors that the slices explain")).to_contain_text("–")
+        assert tab.locator("table#trials tbody tr td").all_inner_texts()[-5:] == ["0", "0", "0", "0", "–"]
+
+
+def test_an_image_a_class_is_told_from_too_few_images(found: Found) -> None:
+    """No rule mends it: whole slices have no others of their classes to be compared with either."""
+    half = found.calm.main.discovery
+    alone = replace(found.calm.main, discovery=replace(half, labels=np.arange(len(half.labels))))
+    told = untested(replace(found.calm, trials=(alone,)))
+    assert f"{len(half.labels)} images of as many classes" in told
+    assert "Bring more images of each class: more than 30 for slices of one class" in told
+    assert "fewer components" not in told
 
 
 def test_without_attributes_slices_go_by_their_number(found: Found) -> None:
@@ -217,11 +233,13 @@ def test_that_the_mask_helps_is_only_said_where_it_finds_more(found: Found) -> N
     assert len(controls(replace(found.failing, trials=tuple(none))).said) == 1
 
 
-def test_the_map_draws_a_random_part_of_many_images(found: Found) -> None:
+def test_the_map_draws_a_random_part_of_many_images(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
     part = landscape(found.failing)
-    assert f"{IMAGES} images drawn at random, by the two principal components" in part.said[0]
+    assert f"all {IMAGES} of them, by the two principal components" in part.said[0]
     assert DRAWN <= 3_000
     assert str(part.figures[0].svg).count("<use") >= IMAGES
+    monkeypatch.setattr("pipeline.report.bias.landscape.IMAGES", 50)
+    assert f"50 of {IMAGES}, drawn at random, by" in landscape(found.failing).said[0]
 
 
 def test_the_page_is_small_and_the_same_again(found: Found) -> None:

@@ -1,10 +1,12 @@
 """The smallest gap that would show is the rules' own, by trying every number of right images."""
 
+import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from pipeline.bias.verdict import Rules
-from pipeline.report.bias.smallest_gap import smallest_gap
+from pipeline.bias.trial import Trial
+from pipeline.bias.verdict import Half, Rules, verdict
+from pipeline.report.bias.smallest_gap import reach, smallest_gap
 
 
 def tried(images: int, others: int, accuracy: float, rules: Rules, tests: int) -> float | None:
@@ -29,6 +31,19 @@ def test_as_if_every_slice_had_been_tried(images: int, accuracy: float, tests: i
 def test_more_images_show_smaller_gaps() -> None:
     gaps = [smallest_gap(images, 10 * images, 0.9, Rules(least_gap=0.0), tests=20) for images in (20, 80, 320)]
     assert gaps[0] > gaps[1] > gaps[2] > 0
+
+
+def test_of_a_whole_slice_only_classes_that_have_others_count() -> None:
+    """20 images of a class with 40 others; 100 classes more have an image in the slice and none beside it."""
+    labels = np.concatenate([np.zeros(60, np.int64), np.arange(1, 101)])
+    own = (labels > 0) | (np.arange(160) < 20)
+    half = Half(own[:, None].astype(np.float32), labels, np.where(np.arange(160) % 3, labels, labels + 1))
+    rules = Rules(unit="slice")
+    trial = Trial("none", "image", "", (np.arange(160), np.arange(160)), half, half, verdict(half, half, rules))
+    found = reach(trial)
+    assert found is not None
+    assert found.images == 20
+    assert found.gap == pytest.approx(tried(20, 40, 40 / 60, rules, 1))
 
 
 def test_few_images_show_nothing() -> None:

@@ -26,6 +26,7 @@ COLUMNS = (
     Column("Slicer", numeric=False),
     Column("What the network is shown", numeric=False),
     Column("Images", note="of both halves; those without evidence have no masked embedding"),
+    Column("Tested", note="slices with enough images that can be compared with others of their class"),
     Column("Flagged", note="slices that fail on the half that they were found on"),
     Column("Confirmed", note="of these, the ones that fail on the other half too"),
     Column("Confusions", note="fail on both halves, and nothing that can be seen sets their images apart"),
@@ -53,10 +54,11 @@ def _row(one: Trial, *, is_main: bool) -> tuple[Cell, ...]:
         text(one.slicer, note="reported on this page" if is_main else ""),
         text(SHOWN[one.space]),
         counted(sum(len(rows) for rows in one.rows)),
+        counted(len(one.verdict.slices)),
         counted(one.flagged),
         counted(len(one.verdict.confirmed)),
         counted(sum(each.status == "confusion" for each in one.verdict.slices)),
-        share(one.harm),
+        share(one.harm if one.verdict.slices else None),
     )
 
 

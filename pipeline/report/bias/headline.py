@@ -90,14 +90,21 @@ def _answer(found: "Discovery") -> str:
         which = "It fails" if len(main.verdict.confirmed) == 1 else "They fail"
         return f"{which} on images that had no part in finding {'it' if which == 'It fails' else 'them'}:"
     if not tested:
-        return "No slice has enough images to be tested, so this says nothing about the model."
+        least = main.verdict.rules.least_images
+        return (
+            f"No slice has {least} images that can be compared with others of their class: this says nothing about "
+            "the model."
+        )
     if confusions:
         return (
             f"The model confuses {plural(confusions, 'group')} of images on both halves, but they look like the "
             "rest of their class: no reason can be named."
         )
     if not flagged:
-        return f"{plural(tested, 'slice was', 'slices were')} tested; each is as accurate as the rest of its class."
+        return (
+            f"{plural(tested, 'slice was', 'slices were')} tested; none is certainly less accurate than the rest of "
+            "its class."
+        )
     return (
         f"{plural(tested, 'slice was', 'slices were')} tested; {flagged} looked bad on the images that found "
         f"{'it' if flagged == 1 else 'them'}, and did not on others."
@@ -122,8 +129,9 @@ def _tiles(found: "Discovery", could: Reach | None) -> Iterator[Tile]:
     images, main = found.images, found.main
     errors = int((images.labels != images.predictions).sum())
     halves = " + ".join(count(len(rows)) for rows in main.rows)
+    harm = percent(main.harm) if main.verdict.slices else DASH
     yield Tile("Images", count(len(images)), f"{halves}: found on, confirmed on")
     yield Tile("Errors", count(errors), f"accuracy {percent(1 - errors / len(images))}")
-    yield Tile("Errors that the slices explain", percent(main.harm), "of the held-out ones, beyond their classes'")
+    yield Tile("Errors that the slices explain", harm, "of the held-out ones, beyond their classes'")
     least = percent(could.gap) if could and could.gap is not None else DASH
     yield Tile("Smallest gap that would show", least, f"of {could.images} images in each half" if could else "")

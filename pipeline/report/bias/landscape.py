@@ -54,8 +54,10 @@ def landscape(found: "Discovery") -> Part:
     drawn = _drawn(found)
     vectors = found.images.embeddings[found.main.space][drawn.rows]
     places, method = projected(vectors, found.spec.seed)
+    shown, known = len(drawn.rows), sum(map(len, found.main.rows))
+    which = f"all {shown:,} of them" if shown == known else f"{shown:,} of {known:,}, drawn at random"
     said = (
-        f"Each mark is an image: {plural(len(drawn.rows), 'image')} drawn at random, by {method} of the embeddings of "
+        f"Each mark is an image: {which}, by {method} of the embeddings of "
         f"{SHOWN[found.main.space]}. Near marks are alike to the network; axes and distances between groups say "
         "nothing.",
     )

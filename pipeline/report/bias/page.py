@@ -10,6 +10,7 @@ from pipeline.report.bias.headline import headline
 from pipeline.report.bias.landscape import landscape
 from pipeline.report.bias.performance import performance
 from pipeline.report.bias.remedies import remedies
+from pipeline.report.bias.untested import untested
 from pipeline.report.html.template import render
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def page(found: "Discovery") -> str:
         "found": found,
         "headline": headline(found),
         "shown": exhibition(found),
+        "untested": untested(found),
         "parts": [landscape(found), *cues(found), *remedies(found), controls(found), performance(found)],
         "rules": list(provenance.rules(found)),
         "facts": list(provenance.facts(found)),

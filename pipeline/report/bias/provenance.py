@@ -29,9 +29,9 @@ def rules(found: "Discovery") -> Iterator[str]:
         "found in any model; only the second half says whether they are real."
     )
     yield (
-        f"A slice is compared {compared}. It fails in a half where it has {one.least_images} images or more, its "
-        f"accuracy is lower by more than {one.least_gap:g}, and the exact one-sided test says so at q {one.q:g} after "
-        "the Benjamini-Hochberg correction for all slices that were tested there."
+        f"A slice is compared {compared}. It fails in a half where {one.least_images} of its images or more can be, "
+        f"its accuracy is lower by more than {one.least_gap:g}, and the exact one-sided test says so at q {one.q:g} "
+        "after the Benjamini-Hochberg correction for all slices that were tested there."
     )
     yield (
         "The network's own features tell where it errs, whatever the images show. A slice that was found in them must "

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.bias.gap import Counts, p_value
 from pipeline.bias.trial import Trial
-from pipeline.bias.verdict import Rules, SliceVerdict
+from pipeline.bias.verdict import Rules, SliceVerdict, members
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,21 @@ def reach(trial: Trial) -> Reach | None:
     Returns:
         Its size and gap; None where no candidate was tested.
     """
-    tested = sorted(trial.verdict.slices, key=lambda one: one.discovery.images.hits)
+    tested = sorted(trial.verdict.slices, key=lambda one: one.discovery.compared)
     if not tested:
         return None
     middle = tested[(len(tested) - 1) // 2]
-    images = middle.discovery.images.hits
+    images = middle.discovery.compared
     of_class, right = _class(trial, middle)
     accuracy = right / of_class
     return Reach(images, smallest_gap(images, of_class - images, accuracy, trial.verdict.rules, tests=len(tested)))
 
 
 def _class(trial: Trial, one: SliceVerdict) -> tuple[int, int]:
-    """Images of a candidate's class, and right ones of them."""
+    """Images of the classes in which a candidate can be compared, taken together, and right ones of them."""
     half = trial.discovery
-    same = np.ones(len(half.labels), np.bool_) if one.label is None else half.labels == one.label
+    inside = members(half, one, trial.verdict.rules)
+    same = np.isin(half.labels, np.intersect1d(half.labels[inside], half.labels[~inside]))
     return int(same.sum()), int((same & half.correct).sum())
 
 
