@@ -84,3 +84,8 @@ class RowError(RaylensError):
         super().__init__(message)
         self.stage = stage
         self.code = code
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says, for a message of ours; some say nothing at all."""
+    return next(iter(str(error).strip().splitlines()), "no message")

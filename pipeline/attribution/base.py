@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import MethodError
+from pipeline.errors import MethodError, first_line
 from pipeline.model import LoadedModel
-from pipeline.model.dry_run import noise, tensor_of
+from pipeline.model.dry_run import noise, tensor_of, with_tensor
 
 Choose = Callable[[Tensor], Tensor]
 """(N, K) logits to the (N, k) classes that are to be explained."""
@@ -193,7 +193,7 @@ def forward_to_layer(model: LoadedModel, x: Tensor, *, gradients: bool) -> Captu
         capture.output = tensor.detach().requires_grad_(gradients)
         torch.set_grad_enabled(gradients)  # the surrounding no_grad restores it
         onward = capture.output.clone()  # a later in-place operation must not change what is explained
-        return onward if output is tensor else type(output)((onward, *output[1:]))
+        return with_tensor(output, onward)
 
     layer = model.module.get_submodule(model.layer.name)
     with torch.no_grad(), hooked(layer, cut):
@@ -332,7 +332,7 @@ def _unreached(needs: Needs, model: LoadedModel) -> str | None:
     except (torch.OutOfMemoryError, torch.AcceleratorError):  # faults of the device say nothing of the model
         raise
     except RuntimeError as error:
-        return f"the gradient at {where} cannot be computed ({str(error).strip().splitlines()[0]})"
+        return f"the gradient at {where} cannot be computed ({first_line(error)})"
     return (
         f"its score has no gradient at {where}: what lies between does not run under torch's autograd" if lost else None
     )

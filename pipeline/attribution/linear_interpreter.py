@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from pipeline.attribution.attention_capture import PlainAttention
 from pipeline.attribution.base import Attribution, Choose, Needs, Traits, probe, without_gradient
-from pipeline.attribution.gradient import InputGradients
+from pipeline.attribution.gradient import InputXGradient
+from pipeline.errors import first_line
 from pipeline.model import LoadedModel
 
 UNITS = {"gelu", "silu", "silu_", "mish", "mish_", "hardswish", "hardswish_", "tanh", "tanh_"}
@@ -107,7 +108,7 @@ RULES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class LinearInterpreter(InputGradients):
+class LinearInterpreter(InputXGradient):
     """Linear interpreter: the pixels' votes Σ_c A(x)_c x_c, where the network frozen at x is f(x) = A(x) x + b(x).
 
     Signed. One pass gives the row A: the gradient of the frozen network, which is affine, is A wherever it is taken.
@@ -140,7 +141,7 @@ class LinearInterpreter(InputGradients):
         except RuntimeError as error:
             if "not implemented" not in str(error):  # a fault of the device must propagate
                 raise
-            return f"whether it can be frozen cannot be found out ({str(error).splitlines()[0]})"
+            return f"whether it can be frozen cannot be found out ({first_line(error)})"
         return "it multiplies features in a way that the interpreter cannot freeze" if bends else None
 
     def __call__(self, x: Tensor, choose: Choose, seeds: Tensor | None = None) -> Attribution:
@@ -154,10 +155,6 @@ class LinearInterpreter(InputGradients):
         """See `InputGradients.scores`."""
         with Frozen():
             return super().scores(leaf)
-
-    def combine(self, x: Tensor, g: Tensor) -> Tensor:
-        """(N, C, H, W) twice to (N, H, W), signed."""
-        return (x * g).sum(dim=1)
 
 
 def _bends(logits: Tensor, x: Tensor) -> bool:

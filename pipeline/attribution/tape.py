@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pipeline.attribution.base import hooked
 from pipeline.model import LoadedModel
+from pipeline.model.dry_run import with_tensor
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class UpperPart:
         def replace(_module: nn.Module, _args: object, found: Any) -> Any:
             if recorder is not None:
                 recorder.begin(output)
-            return output if isinstance(found, Tensor) else type(found)((output, *found[1:]))
+            return with_tensor(found, output)
 
         layer = self._model.module.get_submodule(self._model.layer.name)
         with torch.no_grad(), hooked(layer, replace):

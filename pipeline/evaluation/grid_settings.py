@@ -16,7 +16,7 @@ from pipeline.attribution.base import hooked
 from pipeline.errors import MethodError, ModelError
 from pipeline.evaluation.grids import CELLS, CORNERS, SIDE, cells_of, localisation_score, montage
 from pipeline.model import Layout, LoadedModel
-from pipeline.model.dry_run import noise, observe, tensor_of
+from pipeline.model.dry_run import noise, observe, tensor_of, with_tensor
 from pipeline.model.layers import TargetLayer, choose, find_layer
 
 
@@ -54,7 +54,7 @@ class Disconnected(nn.Module):
         maps = self.target.layout.to_maps(tensor)
         whole = self.layer(montage(maps.reshape(-1, CELLS, *maps.shape[1:])))
         onward = self.target.layout.from_maps(cells_of(whole).flatten(0, 1), tensor)
-        return onward if output is tensor else type(output)((onward, *output[1:]))
+        return with_tensor(output, onward)
 
 
 class SlicedHead(nn.Module):
@@ -83,7 +83,7 @@ class SlicedHead(nn.Module):
         assert tensor is not None
         part = cells_of(self.split.layout.to_maps(tensor))[:, self.cell]
         onward = self.split.layout.from_maps(part, tensor)
-        return onward if output is tensor else type(output)((onward, *output[1:]))
+        return with_tensor(output, onward)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pipeline.attribution import Attribution, Choose, Method
 from pipeline.attribution.base import forward_to_layer, hooked, probe
 from pipeline.errors import MethodError
 from pipeline.model import Layout, LoadedModel, Preprocessing
-from pipeline.model.dry_run import tensor_of
+from pipeline.model.dry_run import tensor_of, with_tensor
 from pipeline.model.layers import TargetLayer
 
 
@@ -46,7 +46,7 @@ class UpperNetwork(nn.Module):
             tensor = tensor_of(output)
             assert tensor is not None
             onward = self.target.layout.from_maps(maps, tensor).clone()  # the network may go on in place
-            return onward if output is tensor else type(output)((onward, *output[1:]))
+            return with_tensor(output, onward)
 
         with hooked(self.network.get_submodule(self.target.name), enter):
             return self.network(self.blank)  # type: ignore[no-any-return]

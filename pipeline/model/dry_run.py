@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 from pipeline.model.layout import Grid, Layout, layout_of
 
 Edge = tuple[Any, int]
@@ -120,6 +120,11 @@ def tensor_of(output: object) -> Tensor | None:
     return output if isinstance(output, Tensor) else None
 
 
+def with_tensor(output: Any, tensor: Tensor) -> Any:
+    """A module's output with another tensor in the place of the one that `tensor_of` finds in it."""
+    return tensor if isinstance(output, Tensor) else type(output)((tensor, *output[1:]))
+
+
 def noise(module: nn.Module, count: int, channels: int, size: Grid) -> Tensor:
     """Always the same (count, channels, H, W) standard normal values, on a module's device and in its dtype."""
     x = torch.randn(count, channels, *size, generator=torch.Generator().manual_seed(0))
@@ -197,10 +202,9 @@ def _logits(module: nn.Module, x: Tensor) -> Tensor:
     try:
         logits = module(x)
     except Exception as error:
-        message = str(error).strip() or "no message"
         raise ModelError(
             f"the model cannot take a batch of {' x '.join(map(str, x.shape))} ({type(error).__name__}: "
-            f"{message.splitlines()[0]}); check --size, --model-arg, and that an exported program has a dynamic batch"
+            f"{first_line(error)}); check --size, --model-arg, and that an exported program has a dynamic batch"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

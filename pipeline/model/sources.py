@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 from pipeline.model.huggingface import read_folder
 from pipeline.preprocessing import Preprocessing, from_timm
 
@@ -75,7 +75,7 @@ def build(source: str, arguments: Arguments, *, pretrained: bool, layer: str | N
 
 
 def _hint(source: str, arguments: Arguments, error: Exception, *, pretrained: bool) -> str:
-    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    reason = f"{type(error).__name__}: {first_line(error)}"
     if pretrained:
         return (
             f"{source} could not be built with its published weights ({reason}); without access to them give "
@@ -156,12 +156,13 @@ def _exported_program(file: str, arguments: Arguments) -> Source:
     if arguments:
         raise ModelError(f"{file} is an exported program and takes no --model-arg, found {sorted(arguments)}")
     if not Path(file).is_file():
-        raise ModelError(f"exported program {file} does not exist")
+        raise ModelError(f"exported program {file} does not exist; check --model")
     try:
         module = torch.export.unflatten(torch.export.load(file))
     except Exception as error:
         raise ModelError(
-            f"{file} is not a program saved by torch.export.save ({type(error).__name__}: {error})"
+            f"{file} is not a program saved by torch.export.save ({type(error).__name__}: {first_line(error)}); "
+            "save it again, with the torch that is installed here"
         ) from error
     for part in module.modules():
         for node in getattr(getattr(part, "graph", None), "nodes", ()):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import attribution, target
-from pipeline.errors import MethodError
+from pipeline.errors import MethodError, first_line
 from pipeline.model import LoadedModel, load
 from pipeline.runtime.session import open_session
 from pipeline.runtime.torch_graph import Answer, TorchGraph
@@ -255,7 +255,7 @@ def _reason(error: BaseException) -> str:
     """The innermost cause, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Constraints violated"):
+    said = first_line(error)
+    if said.startswith("Constraints violated"):
         return "an operator of the network is traced for one size of the batch only"
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    return f"{type(error).__name__}: {said}"[:300]

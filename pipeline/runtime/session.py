@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from pipeline.attribution import Attribution
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 from pipeline.runtime.torch_graph import Answer
 from schemas.graph import Device
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-NUMBERS = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
 def open_session(model: bytes | str, *, device: Device, threads: int) -> ort.InferenceSession:
@@ -40,7 +39,7 @@ def open_session(model: bytes | str, *, device: Device, threads: int) -> ort.Inf
     try:
         session = ort.InferenceSession(model, options, providers=[provider])
     except Exception as error:  # the runtime's own types share no base
-        raise ModelError(f"ONNX Runtime cannot load the graph: {str(error).strip().splitlines()[0][:300]}") from error
+        raise ModelError(f"ONNX Runtime cannot load the graph: {first_line(error)[:300]}") from error
     if provider not in session.get_providers():
         raise ModelError(
             f"ONNX Runtime cannot use {device}: {provider} did not load; it needs the CUDA and cuDNN libraries of its "

@@ -12,7 +12,7 @@ import onnx.inliner
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 
 MOST_BYTES = 2**31 - 1
 """Of one tensor, and of a file with its external data: protobuf's own limit."""
@@ -123,7 +123,7 @@ def _check_graph(graph: onnx.GraphProto, outer: set[str], path: Path, *, depth: 
     if graph.sparse_initializer:
         raise ModelError(f"{path} has sparse weights, which are not read; store them densely")
     stored = [tensor.name for tensor in graph.initializer]
-    _check_unique([*stored], path)
+    _check_unique(stored, path)
     _check_unique([value.name for value in graph.input], path)
     known = outer | set(stored) | {value.name for value in graph.input}
     produced = {name for node in graph.node for name in node.output}
@@ -278,8 +278,7 @@ def _check_by_onnx(proto: onnx.ModelProto, path: Path) -> None:
     try:
         onnx.checker.check_model(proto)
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{path} is no valid ONNX model ({lines[0]}); export it again") from error
+        raise ModelError(f"{path} is no valid ONNX model ({first_line(error)}); export it again") from error
 
 
 def _inlined(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import onnx
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 from pipeline.model.dry_run import noise
 from pipeline.model.onnx import file as onnx_file
 from pipeline.model.onnx.batch import freed_network, looped
@@ -15,7 +15,7 @@ from pipeline.model.onnx.file import OnnxFile
 from pipeline.model.onnx.lowering import lower
 from pipeline.model.onnx.network import Network
 from pipeline.model.onnx.parts import input_of, joined
-from pipeline.model.onnx.runtime import RuntimePart, extracted
+from pipeline.model.onnx.runtime import RuntimePart, answered, extracted
 from pipeline.model.onnx.signature import (
     Signature,
     metadata,
@@ -113,21 +113,17 @@ def disagreement(file: OnnxFile, signature: Signature, size: tuple[int, int] | N
     try:
         found = network.eval()(x)
     except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         raise ModelError(
-            f"the graph cannot take images of {' x '.join(map(str, x.shape))} ({reason}); its shapes do not fit: "
-            "export the model again"
+            f"the graph cannot take images of {' x '.join(map(str, x.shape))} ({type(error).__name__}: "
+            f"{first_line(error)}); its shapes do not fit: export the model again"
         ) from error
     expected = reference(file, signature, x)
-    half = any(tensor.data_type == 10 for tensor in file.proto.graph.initializer)
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in file.proto.graph.initializer)
     limit = (HALF_TOLERANCE if half else TOLERANCE) * expected.abs().max()
-    if found.numel() != expected.numel() or not (found.flatten() - expected.flatten()).abs().max() <= limit:
-        return (
-            None
-            if not expected.isfinite().all()
-            else "converted to torch, the graph gives other logits than in ONNX Runtime"
-        )
-    return None
+    same = found.numel() == expected.numel() and bool((found.flatten() - expected.flatten()).abs().max() <= limit)
+    if same or not expected.isfinite().all():  # logits that are not finite cannot be compared
+        return None
+    return "converted to torch, the graph gives other logits than in ONNX Runtime; export the model with another opset"
 
 
 def reference(file: OnnxFile, signature: Signature, x: Tensor) -> Tensor:
@@ -145,14 +141,5 @@ def reference(file: OnnxFile, signature: Signature, x: Tensor) -> Tensor:
         ModelError: ONNX Runtime refuses the graph, or this input.
     """
     part = RuntimePart(extracted(file, [input_of(file, signature)], [signature.result]))
-    try:
-        with torch.no_grad():
-            logits: Tensor = part(x.permute(0, 2, 3, 1) if signature.channels_last else x)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"ONNX Runtime cannot run the graph ({str(error).strip().splitlines()[0]}); its shapes do not fit: export "
-            "the model again"
-        ) from error
+    logits: Tensor = answered(part, x.permute(0, 2, 3, 1) if signature.channels_last else x)
     return logits

@@ -15,7 +15,7 @@ from pipeline.model.onnx.batch import USUAL_SIZE, crossing
 from pipeline.model.onnx.file import OnnxFile
 from pipeline.model.onnx.lowering import counts
 from pipeline.model.onnx.network import Chunked, Network, Steps
-from pipeline.model.onnx.runtime import ELEMENTS, TYPES, RuntimePart, extracted
+from pipeline.model.onnx.runtime import ELEMENTS, TYPES, RuntimePart, answered, extracted
 from pipeline.model.onnx.signature import Signature
 from pipeline.model.onnx.steps import Step
 
@@ -117,11 +117,11 @@ class _Graph:
         if self._outputs is None:
             names = [self.steps[cut - 1].outputs[0] for cut in self.cuts()]
             part = RuntimePart(extracted(self.file, [input_of(self.file, self.signature)], names))
-            self._outputs = dict(zip(names, _several(_run(part, self._noise())), strict=True))
+            self._outputs = dict(zip(names, _several(answered(part, self._noise(self.rows))), strict=True))
         return self._outputs
 
-    def _noise(self) -> Tensor:
-        x = noise(nn.Module(), self.rows, self.signature.channels, self.size)
+    def _noise(self, count: int) -> Tensor:
+        x = noise(nn.Module(), count, self.signature.channels, self.size)
         return x.permute(0, 2, 3, 1) if self.signature.channels_last else x
 
     def best(self) -> int:
@@ -150,11 +150,8 @@ class _Graph:
         for i, cell in enumerate(cells.tolist()):
             trials[i + 1].flatten(1)[:, cell] += maps.std() + 1
         changed = layout.from_maps(trials, value.expand(len(trials), *value.shape[1:])).contiguous()
-        x = noise(nn.Module(), len(trials), self.signature.channels, self.size)
-        below = _several(
-            _run(self._below(cut).module or nn.Module(), x.permute(0, 2, 3, 1) if self.signature.channels_last else x)
-        )
-        logits = _run(upper, changed, *below[1:])
+        below = _several(answered(self._below(cut).module or nn.Module(), self._noise(len(trials))))
+        logits = answered(upper, changed, *below[1:])
         return float(((logits[1:] - logits[:1]).abs() > 1e-6 * logits.abs().max()).any(dim=1).float().mean())
 
     def loop_cut(self, cut: int, named: int | None) -> int:
@@ -209,16 +206,3 @@ def _above(step: Step) -> str:
 
 def _several(found: Any) -> list[Tensor]:
     return [found] if isinstance(found, Tensor) else list(found)
-
-
-def _run(part: nn.Module, *inputs: Tensor) -> Any:
-    try:
-        with torch.no_grad():
-            return part(*inputs)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"ONNX Runtime cannot run the graph ({str(error).strip().splitlines()[0]}); its shapes do not fit: export "
-            "it again, or give --size"
-        ) from error

@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 from pipeline.model.onnx.file import OnnxFile
 
 TYPES = {
@@ -27,9 +27,7 @@ ELEMENTS = {torch_type: onnx.TensorProto.DataType.Value(name) for torch_type, na
 )}  # fmt: skip
 
 
-def extracted(
-    file: OnnxFile, feeds: Sequence[onnx.ValueInfoProto], results: Sequence[str]
-) -> onnx.ModelProto:  # fmt: skip
+def extracted(file: OnnxFile, feeds: Sequence[onnx.ValueInfoProto], results: Sequence[str]) -> onnx.ModelProto:
     """The part of a graph between some values.
 
     Args:
@@ -146,6 +144,29 @@ class RuntimePart(nn.Module):
         try:
             return onnxruntime.InferenceSession(self.content, options, providers=[*cuda, "CPUExecutionProvider"])
         except Exception as error:
-            raise ModelError(
-                f"ONNX Runtime refuses the graph ({str(error).strip().splitlines()[0]}); export the model again"
-            ) from error
+            raise ModelError(f"ONNX Runtime refuses the graph ({first_line(error)}); export the model again") from error
+
+
+def answered(part: nn.Module, *inputs: Tensor) -> Any:
+    """What a part gives for noise.
+
+    Args:
+        part: runs in ONNX Runtime, as a whole or somewhere within.
+        *inputs: one a feed.
+
+    Returns:
+        Its results, without gradients.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the graph, or these inputs.
+    """
+    try:
+        with torch.no_grad():
+            return part(*inputs)
+    except ModelError:
+        raise
+    except Exception as error:  # the runtime's own types share no base
+        raise ModelError(
+            f"ONNX Runtime cannot run the graph ({first_line(error)}); its shapes do not fit: export the model again, "
+            "or give --size"
+        ) from error

@@ -137,9 +137,7 @@ ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def resized(
-    x: Tensor, axis: int, out: int, scale: float, *, mode: str, places: str, rounding: str
-) -> Tensor:  # fmt: skip
+def resized(x: Tensor, axis: int, out: int, scale: float, *, mode: str, places: str, rounding: str) -> Tensor:
     """One axis at another size, by the nearest cell or by the two beside."""
     side = x.shape[axis]
     at = PLACES[places](torch.arange(out, device=x.device, dtype=torch.float64), scale, side, out)

@@ -1,0 +1,1 @@
+"""Where an explanation graph executes: torch, or one compiled ONNX file in ONNX Runtime."""
