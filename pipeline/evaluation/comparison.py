@@ -5,14 +5,12 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import false_discovery_control, kendalltau, t, wilcoxon
+from scipy.stats import kendalltau, t
 
 from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.table import LEAST
+from pipeline.evaluation.significance import Floats, adjusted, signed_rank
 from schemas.measures import Metrics
 
-Floats = NDArray[np.float64]
 Values = Mapping[str, Mapping[str, float]]
 """By metric, a value for each image by its id."""
 CONFIDENCE = 0.95
@@ -199,11 +197,10 @@ def _scored(entrants: Sequence[Entrant], measure: Measure) -> list[Score]:
     p_best = _against_best(ordered, measure.name)
     for one in methods:
         better = sum(sign * found[other.method].value > sign * found[one.method].value for other in methods)
-        control = _control(one, present, measure.name)
         found[one.method] = replace(
             found[one.method],
             rank=1 + better,
-            p_control=None if control is None else _wilcoxon(_difference(one, control, measure.name) * sign, "greater"),
+            p_control=_against_control(one, present, measure),
             p_best=p_best.get(one.method),
         )
     return list(found.values())
@@ -217,10 +214,14 @@ def _mean(one: Entrant, metric: str) -> Score:
     return Score(one.model, one.method, not one.control, metric, mean, low, high, count)
 
 
-def _control(one: Entrant, present: Sequence[Entrant], metric: str) -> Entrant | None:
-    """The row that a method has to beat; where it has no value, the chance level."""
-    by_name = {other.method: other for other in present if other.values.get(metric)}
-    return by_name.get(one.control) or by_name.get(CHANCE)
+def _against_control(one: Entrant, present: Sequence[Entrant], measure: Measure) -> float | None:
+    """p-value against the row that a method has to beat; where that has no value, against the chance level."""
+    by_name = {other.method: other for other in present if other.values.get(measure.name)}
+    control = by_name.get(one.control) or by_name.get(CHANCE)
+    if control is None:
+        return None
+    sign = 1 if measure.higher_is_better else -1
+    return signed_rank(_difference(one, control, measure.name) * sign, "greater")
 
 
 def _difference(one: Entrant, other: Entrant, metric: str) -> Floats:
@@ -229,15 +230,9 @@ def _difference(one: Entrant, other: Entrant, metric: str) -> Floats:
     return np.array([left[name] - right[name] for name in left if name in right], np.float64)
 
 
-def _wilcoxon(difference: Floats, alternative: str) -> float | None:
-    if len(difference) < LEAST:
-        return None
-    return float(wilcoxon(difference, alternative=alternative).pvalue) if difference.any() else 1.0
-
-
 def _against_best(ordered: Sequence[Entrant], metric: str) -> dict[str, float]:
     """p-values of all but the best, by Holm's correction, which keeps their order."""
-    tested = [(one.method, _wilcoxon(_difference(ordered[0], one, metric), "two-sided")) for one in ordered[1:]]
+    tested = [(one.method, signed_rank(_difference(ordered[0], one, metric), "two-sided")) for one in ordered[1:]]
     known = sorted((p, name) for name, p in tested if p is not None)
     corrected: dict[str, float] = {}
     highest = 0.0
@@ -248,7 +243,6 @@ def _against_best(ordered: Sequence[Entrant], metric: str) -> dict[str, float]:
 
 
 def _corrected(found: Sequence[Score]) -> list[Score]:
-    """Benjamini-Hochberg over the methods and metrics of a model."""
-    tested = [score.p_control for score in found if score.p_control is not None]
-    adjusted = iter(false_discovery_control(tested).tolist()) if tested else iter(())
-    return [score if score.p_control is None else replace(score, p_control=next(adjusted)) for score in found]
+    """Scores whose p-values are corrected for the methods and metrics of a model."""
+    p_values = adjusted([score.p_control for score in found])
+    return [replace(score, p_control=p_value) for score, p_value in zip(found, p_values, strict=True)]

@@ -8,7 +8,8 @@ import torch
 
 from pipeline.evaluation.aggatt import EDGES, AggAtt, aggregate
 from pipeline.evaluation.grids import CELLS
-from pipeline.evaluation.table import Floats, Mean, MetricRow, better, mean
+from pipeline.evaluation.significance import Floats
+from pipeline.evaluation.table import Mean, MetricRow, better, mean
 from pipeline.stream.finished import FinishedRun
 from schemas.grids import SCORES, SETTINGS
 from schemas.measures import CONTROLS

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline.evaluation.comparison import Values
+from pipeline.evaluation.table import CHANCE_LEVELS
 from pipeline.stream.finished import FinishedRun
 from schemas.measures import Metrics
 
-LEVELS = {"pointing_game": "pointing_game_chance", "energy": "box_area", "relevance_rank": "box_area"}
+LEVELS = {name: column for name, (column, _) in CHANCE_LEVELS.items()}
 """Measures of images with boxes, with the columns of their chance level."""
 
 

@@ -5,17 +5,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic_core import to_jsonable_python
-from scipy.stats import false_discovery_control, wilcoxon
 
 from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.significance import Floats, adjusted, signed_rank
 from pipeline.stream.finished import FinishedRun
 from schemas.measures import CONTROLS, LOCALISATION, Metrics
 
-Floats = NDArray[np.float64]
-LEAST = 10
-"""Images from which a difference is tested: with fewer, even one that all agree on has a p-value near 0.01."""
+CHANCE_LEVELS = {
+    "pointing_game": ("pointing_game_chance", "Zhang et al. 2018, section 4.1"),
+    "energy": ("box_area", "Wang et al. 2020, section 4.3"),
+    "relevance_rank": ("box_area", "Arras et al. 2022"),
+}
+"""Measures of images with boxes, with the column of their chance level and their paper."""
 
 
 @dataclass(frozen=True)
@@ -142,33 +144,20 @@ def better(own: Floats, random: Floats, *, higher: bool) -> float | None:
         higher: direction of the metric.
 
     Returns:
-        The p-value of Wilcoxon's signed-rank test, one-sided; None with fewer than `LEAST` images.
+        The p-value, one-sided; see `signed_rank`.
     """
     both = np.isfinite(own) & np.isfinite(random)
-    difference = (own - random)[both] * (1 if higher else -1)
-    if both.sum() < LEAST:
-        return None
-    return float(wilcoxon(difference, alternative="greater").pvalue) if difference.any() else 1.0
+    return signed_rank((own - random)[both] * (1 if higher else -1), "greater")
 
 
 def _corrected(rows: Sequence[MetricRow]) -> list[MetricRow]:
-    """Benjamini-Hochberg over the metrics."""
-    tested = [row for row in rows if row.p_value is not None]
-    adjusted = iter(false_discovery_control([row.p_value for row in tested]).tolist()) if tested else iter(())
-    return [row if row.p_value is None else _with_p(row, next(adjusted)) for row in rows]
-
-
-def _with_p(row: MetricRow, p_value: float) -> MetricRow:
-    return replace(row, p_value=p_value)
+    """Rows whose p-values are corrected for the number of metrics."""
+    corrected = adjusted([row.p_value for row in rows])
+    return [replace(row, p_value=p_value) for row, p_value in zip(rows, corrected, strict=True)]
 
 
 def _localisation(columns: dict[str, list[Any]]) -> list[MetricRow]:
     """Rows with their chance level in place of the random control."""
-    chance = {
-        "pointing_game": ("pointing_game_chance", "Zhang et al. 2018, section 4.1"),
-        "energy": ("box_area", "Wang et al. 2020, section 4.3"),
-        "relevance_rank": ("box_area", "Arras et al. 2022"),
-    }
     return [
         MetricRow(
             name,
@@ -180,6 +169,6 @@ def _localisation(columns: dict[str, list[Any]]) -> list[MetricRow]:
             curve=(),
             source=source,
         )
-        for name, (level, source) in chance.items()
+        for name, (level, source) in CHANCE_LEVELS.items()
         if any(value is not None for value in columns.get(name, ()))
     ]
