@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits
-from pipeline.attribution.perturbation import chunks
+from pipeline.attribution.perturbation import chunks, grey
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
 
@@ -120,10 +120,9 @@ class IntegratedGradients(Method):
 
     def _start(self, x: Tensor) -> Tensor:
         """x': (1, C, H, W) float32 in normalised units."""
-        preprocessing = self.model.preprocessing
-        mean, std = (torch.tensor(v, device=x.device) for v in (preprocessing.mean, preprocessing.std))
-        level = torch.zeros_like(mean) if self.baseline is None else (self.baseline - mean) / std
-        return level.view(1, -1, 1, 1).expand(1, *x.shape[1:])
+        if self.baseline is None:
+            return torch.zeros(1, *x.shape[1:], device=x.device)
+        return grey(self.baseline, self.model.preprocessing, x.device).expand(1, *x.shape[1:])
 
 
 class SmoothedInputXGradient(InputXGradient):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, generator
 from pipeline.attribution.folding import Scorer
 from pipeline.errors import MethodError
-from pipeline.model import LoadedModel
+from pipeline.model import LoadedModel, Preprocessing
 
 Score = Literal["probability", "logit"]
 
@@ -25,6 +25,17 @@ Score = Literal["probability", "logit"]
 def chunks(count: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` that cover `range(count)`."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def passes_at_once(chunk: int | None, device: torch.device) -> int:
+    """Forward passes at a time: `chunk`, else 16 on the CPU, whose caches hold no more, and 64 elsewhere."""
+    return chunk or (16 if device.type == "cpu" else 64)
+
+
+def grey(level: float, preprocessing: Preprocessing, device: torch.device | str = "cpu") -> Tensor:
+    """A grey level in 0..1 in normalised space: (1, C, 1, 1) float32."""
+    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    return (level - mean) / std
 
 
 class Perturbation(Method):
@@ -88,7 +99,7 @@ class Perturbation(Method):
 
     def forwards(self, x: Tensor) -> int:
         """How many run at a time on the device of x."""
-        return self.chunk or (16 if x.device.type == "cpu" else 64)
+        return passes_at_once(self.chunk, x.device)
 
     def parts(self, count: int, x: Tensor) -> Iterator[slice]:
         """Slices of `count` masks, as many as run at a time."""
@@ -103,9 +114,7 @@ class Perturbation(Method):
         """What hides a pixel, broadcastable to x, in x's dtype."""
         if self.baseline is None:
             return x.new_zeros(())
-        preprocessing = self.model.preprocessing
-        mean, std = (torch.tensor(v, device=x.device) for v in (preprocessing.mean, preprocessing.std))
-        return ((self.baseline - mean) / std).view(1, -1, 1, 1).to(x.dtype)
+        return grey(self.baseline, self.model.preprocessing, x.device).to(x.dtype)
 
     def target_scores(self, rows: Tensor, targets: Tensor) -> Tensor:
         """Scores of the targets, in one forward pass.

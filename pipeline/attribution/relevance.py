@@ -19,6 +19,7 @@ from pipeline.attribution.attnlrp import relative_gap
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits, private_copy, probe
 from pipeline.attribution.folding import followers, merge
 from pipeline.attribution.functions import FunctionRule
+from pipeline.attribution.perturbation import grey
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel, Preprocessing
 
@@ -142,8 +143,7 @@ def build(name: CompositeName, epsilon: float, preprocessing: Preprocessing) -> 
         The composite, without canonizers.
     """
     if name == "epsilon_gamma_box":
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
-        return EpsilonGammaBox(low=(0 - mean) / std, high=(1 - mean) / std, epsilon=epsilon)
+        return EpsilonGammaBox(low=grey(0, preprocessing), high=grey(1, preprocessing), epsilon=epsilon)
     kinds = {
         "epsilon_plus": EpsilonPlus,
         "epsilon_plus_flat": EpsilonPlusFlat,
@@ -198,9 +198,7 @@ class RelevanceSums(FunctionRule):
         rule = self._rule(name, func, args, kwargs, active)
         if rule is None:
             return func(*args, **kwargs)
-        kept = (
-            (active[0].detach().clone(), *args[1:]) if name.endswith("_") else args
-        )  # what is in place stays unchanged
+        kept = (active[0].detach().clone(), *args[1:]) if name.endswith("_") else args  # rules read the input as it was
         return ruled(lambda: func(*kept, **kwargs), rule, *active)
 
     def _rule(

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pipeline.attribution.perturbation import chunks, require
+from pipeline.attribution.perturbation import chunks, passes_at_once, require
 
 Score = Callable[[Tensor], Tensor]
 """(N, C, H, W) normalised pixels to (N, K) logits."""
@@ -133,4 +133,4 @@ class Metric(ABC):
 
     def parts_of(self, count: int, x: Tensor) -> Iterator[slice]:
         """Slices of `count` images, as many as run at a time on the device of x."""
-        return chunks(count, self.chunk or (16 if x.device.type == "cpu" else 64))
+        return chunks(count, passes_at_once(self.chunk, x.device))
