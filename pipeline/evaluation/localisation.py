@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.evaluation.ranking import resized
 from pipeline.heatmap import overlaps, positive_share
 
 RADIUS_PX = 15
@@ -52,7 +53,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, radius_px: int = RADIUS_PX) ->
     if radius_px < 1:
         raise ValueError(f"radius_px must be at least 1, found {radius_px}")
     near = _dilated(masks, radius_px)
-    large = enlarged(maps, masks)
+    large = _on_pixels(maps, masks)
     peak = large == large.amax(dim=(1, 2), keepdim=True)
     return _where_defined(maps, masks, _mean_over(near, peak), near.mean(dim=(1, 2)))
 
@@ -152,12 +153,6 @@ def masks_of(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack(masks)
 
 
-def enlarged(maps: Tensor, masks: Tensor) -> Tensor:
-    """(N, h, w) bilinearly to the masks' size; in float64, so that equal cells stay equal."""
-    size = (masks.shape[1], masks.shape[2])
-    return F.interpolate(maps.double()[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].float()
-
-
 def _check(maps: Tensor, masks: Tensor) -> None:
     if maps.ndim != 3 or masks.ndim != 3 or len(maps) != len(masks) or masks.dtype != torch.bool:
         raise ValueError(
@@ -169,6 +164,10 @@ def _check(maps: Tensor, masks: Tensor) -> None:
 def _where_defined(maps: Tensor, masks: Tensor, value: Tensor, chance: Tensor) -> Localisation:
     defined = maps.isfinite().all(dim=2).all(dim=1) & masks.any(dim=2).any(dim=1)
     return Localisation(*(found.float().where(defined, torch.nan) for found in (value, chance)))
+
+
+def _on_pixels(maps: Tensor, masks: Tensor) -> Tensor:
+    return resized(maps, (masks.shape[1], masks.shape[2]))
 
 
 def _area(masks: Tensor) -> Tensor:
@@ -200,7 +199,7 @@ def _coverage(masks: Tensor, grid: tuple[int, int], like: Tensor) -> Tensor:
 
 def _highest(maps: Tensor, masks: Tensor, count: Tensor) -> Localisation:
     """Share of each map's (N,) `count` highest pixels that lie in the mask; of those equal to the last, a fair part."""
-    values, inside = enlarged(maps, masks).flatten(1), masks.flatten(1).float()
+    values, inside = _on_pixels(maps, masks).flatten(1), masks.flatten(1).float()
     last = values.sort(dim=1, descending=True).values.gather(1, (count - 1).clamp_min(0)[:, None])
     above, tied = values > last, values == last
     room = count - above.sum(dim=1)
