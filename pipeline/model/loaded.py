@@ -13,11 +13,11 @@ import fsspec
 import torch
 from torch import nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 from pipeline.model import weights as weights_file
 from pipeline.model.dry_run import noise, observe
 from pipeline.model.layers import TargetLayer, choose, find_head, submodule_name
-from pipeline.model.sources import build
+from pipeline.model.sources import Source, build
 from pipeline.preprocessing import Preprocessing, overridden
 from schemas.graph import ModelSpec
 
@@ -136,40 +136,44 @@ def load(
         ModelError: anything is missing or does not fit; the message says how to mend it.
     """
     storage = storage or {}
-    pretrained = spec.weights in (None, "pretrained") and not spec.source.endswith(".pt2")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # `random` weights must be the same in every worker
-        source = build(spec.source, dict(spec.arguments), pretrained=pretrained, layer=spec.layer)
-    module, digest = source.module, None
-    if spec.weights not in (None, "pretrained", "random"):
-        path, digest = weights_file.fetch(spec.weights, storage, sha256=spec.weights_sha256)
-        weights_file.apply(module, weights_file.read(path), address=spec.weights)
+    source, digest = _weighted(spec, storage)
+    module = source.module
     if not spec.source.endswith(".pt2"):
         module.eval()
     module.requires_grad_(False)
     preprocessing = overridden(source.preprocessing, spec, size=source.size)
     seen, logits = observe(module, noise(module, 2, preprocessing.channels, preprocessing.size))
     layer = choose(seen, name=submodule_name(module, spec.layer))
-    digest = digest or _tensor_digest(module)
+    digest = digest or _tensor_digest(module)  # before the precision changes
     module.to(device=device, dtype=DTYPES[precision])
     if device == "cuda":
         module.to(memory_format=torch.channels_last)
-    classes = logits.shape[1]
-    labels = _labels(spec, source.labels, classes, storage)
-    head = find_head(seen, logits)
     return LoadedModel(
         module=module,
         preprocessing=preprocessing,
-        labels=labels,
+        labels=_labels(spec, source.labels, logits.shape[1], storage),
         layer=layer,
-        head=head,
-        classes=classes,
+        head=find_head(seen, logits),
+        classes=logits.shape[1],
         weights_sha256=digest,
         source=spec.source,
         arguments=spec.arguments,
         note=source.note,
         obstacle=source.obstacle,
     )
+
+
+def _weighted(spec: ModelSpec, storage: Mapping[str, Any]) -> tuple[Source, str | None]:
+    """The network with the weights that are asked for, and the digest of their file where there is one."""
+    pretrained = spec.weights in (None, "pretrained") and not spec.source.endswith(".pt2")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # `random` weights must be the same in every worker
+        source = build(spec.source, dict(spec.arguments), pretrained=pretrained, layer=spec.layer)
+    if spec.weights in (None, "pretrained", "random"):
+        return source, None
+    path, digest = weights_file.fetch(spec.weights, storage, sha256=spec.weights_sha256)
+    weights_file.apply(source.module, weights_file.read(path), address=spec.weights)
+    return source, digest
 
 
 def _tensor_digest(module: nn.Module) -> str:
@@ -199,7 +203,18 @@ def _read_labels(address: str, storage: Mapping[str, Any]) -> list[str]:
     except FileNotFoundError as error:
         raise ModelError(f"labels file {address} does not exist; check --labels") from error
     if Path(address).suffix == ".json":
-        content = json.loads(text)
-        names = [content[str(i)] for i in range(len(content))] if isinstance(content, dict) else content
-        return [str(name) for name in names]
+        return _json_labels(text, address)
     return [line.strip() for line in text.strip().splitlines()]
+
+
+def _json_labels(text: str, address: str) -> list[str]:
+    """Names in a list, or in an object by class index."""
+    try:
+        content = json.loads(text)
+        names = [content[str(i)] for i in range(len(content))] if isinstance(content, dict) else list(content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f'labels file {address} is neither a JSON list of names nor an object of them by "0", "1", ... '
+            f"({type(error).__name__}: {first_line(error)}); mend it, or give a text file with one name a line"
+        ) from error
+    return [str(name) for name in names]

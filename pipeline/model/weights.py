@@ -1,19 +1,18 @@
 """Weights files: fetched once a node, checked by digest, read without pickle."""
 
-import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 
 NESTED = ("state_dict_ema", "state_dict", "model_ema", "model")
 PREFIXES = ("module.", "model.", "_orig_mod.")
@@ -63,7 +62,7 @@ def _download(address: str, storage: Mapping[str, Any], sha256: str | None) -> P
         raise ModelError(f"weights file {address} does not exist; check --weights and the storage options") from error
     target = _cached(address, version)
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(target.with_suffix(".lock")):
+    with FileLock(target.with_suffix(".lock")):
         if not target.exists():
             partial = target.with_suffix(".partial")
             filesystem.get_file(remote, str(partial))
@@ -78,13 +77,6 @@ def _download(address: str, storage: Mapping[str, Any], sha256: str | None) -> P
 def _cached(address: str, version: str) -> Path:
     name = hashlib.sha256(f"{address} {version}".encode()).hexdigest()[:24]
     return cache_folder() / f"{name}{Path(address).suffix}"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
@@ -105,7 +97,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelError(
-            f"{path} is not a readable weights file ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"{path} is not a readable weights file ({type(error).__name__}: {first_line(error)}); "
             "raylens takes safetensors and state dicts of plain tensors"
         ) from error
     return _tensors(content, path)

@@ -281,6 +281,13 @@ def test_labels_that_do_not_fit(tmp_path):
         load(spec(SHARED, labels=str(tmp_path / "absent.txt")))
 
 
+@pytest.mark.parametrize("text", ["{", "3", '{"0": "cat", "2": "dog"}'])
+def test_labels_that_are_no_json_list(text, tmp_path):
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(ModelError, match=r"neither a JSON list of names .* one name a line"):
+        load(spec(SHARED, labels=str(tmp_path / "labels.json")))
+
+
 def test_published_weights_out_of_reach_are_explained(monkeypatch):
     def offline(*_args, pretrained, **_kwargs):
         raise OSError("offline") if pretrained else AssertionError
