@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_jsonable_python
 
 from pipeline.bias.gap import Estimate, Floats, Ints
-from pipeline.drift.two_sample import DRAW_BYTES, permutation_p
+from pipeline.drift.two_sample import draw_sizes, permutation_p
 from pipeline.heatmap import positive_share
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -160,7 +160,7 @@ def _permutations(weights: Floats, labels: Ints, draws: int, seed: int) -> Itera
     """(B, N) weights of slices that are drawn at random within the classes, `draws` in all."""
     generator = np.random.default_rng(seed)
     groups = _groups(np.where(weights == 0, -1, labels))
-    for count in _chunks(draws, len(weights)):
+    for count in draw_sizes(draws, len(weights)):
         drawn = np.zeros((count, len(weights)))
         for group in groups:
             drawn[:, group] = generator.permuted(weights[group][None].repeat(count, axis=0), axis=1)
@@ -171,7 +171,7 @@ def _bootstrap(weights: Floats, labels: Ints, draws: int, seed: int) -> Iterator
     """(B, N) weights of samples with replacement, drawn within slice and class, `draws` in all."""
     generator = np.random.default_rng(seed)
     groups = _groups(np.where(weights == 0, -1, 2 * labels + (weights > 0)))
-    for count in _chunks(draws, len(weights)):
+    for count in draw_sizes(draws, len(weights)):
         drawn = np.zeros((count, len(weights)))
         for group in groups:
             times = generator.multinomial(len(group), np.full(len(group), 1 / len(group)), size=count)
@@ -184,8 +184,3 @@ def _groups(keys: Ints) -> list[Ints]:
     order = np.argsort(keys, kind="stable")
     found = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
     return [group for group in found if len(group) and keys[group[0]] >= 0]
-
-
-def _chunks(draws: int, images: int) -> list[int]:
-    chunk = max(1, DRAW_BYTES // (8 * images))
-    return [min(chunk, draws - start) for start in range(0, draws, chunk)]

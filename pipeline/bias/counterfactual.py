@@ -16,6 +16,7 @@ from pydantic_core import to_jsonable_python
 from scipy.stats import rankdata
 from torch import Tensor
 
+from pipeline.attribution.perturbation import chunks
 from pipeline.bias.gap import Estimate, Floats
 from pipeline.bias.planted import ABSENT, PlantedImage, PlantedSpec, counterfactual, render
 from pipeline.bias.tinycnn import preprocess
@@ -204,7 +205,7 @@ def table(
     seeds = torch.arange(len(cases))
     rows = []
     for name, explain in {**methods, **CONTROLS}.items():
-        parts = (slice(at, at + chunk) for at in range(0, len(cases), chunk))
+        parts = chunks(len(cases), chunk)
         maps = [explain(cases.x[part], cases.targets[part], seeds[part]).detach() for part in parts]
         rows.append(judged(name, torch.cat(maps), cases, level=level, seed=seed))
     return tuple(sorted(rows, key=lambda row: -row.correlation.value if row.correlation else float("inf")))
@@ -228,7 +229,7 @@ def planted_cases(spec: PlantedSpec, indices: Sequence[int], score: Score, *, ch
     Raises:
         ValueError: an image has no cue, or there is no image.
     """
-    parts = [_planted(spec, indices[at : at + chunk], score) for at in range(0, len(indices), chunk)]
+    parts = [_planted(spec, indices[part], score) for part in chunks(len(indices), chunk)]
     if not parts:
         raise ValueError("no image is asked for")
     return Cases(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Cases)))

@@ -153,7 +153,9 @@ def with_embeddings(found: Gathered, address: str, column: str, storage: Mapping
     try:
         stacked = np.stack([vectors[row] for row in rows])
     except ValueError as error:
-        raise InputError(f"`{column}` of {address} holds lists of unequal lengths") from error
+        raise InputError(
+            f"`{column}` of {address} holds lists of unequal lengths; give those of one network"
+        ) from error
     return replace(kept, embeddings={"image": stacked}, statements=(*kept.statements, *note))
 
 
@@ -286,8 +288,9 @@ def _read(address: str, columns: list[str], storage: Mapping[str, Any]) -> Itera
     try:
         with filesystem.open(path, "rb") as file:
             parquet = pq.ParquetFile(file)
-            if absent := set(columns) - set(parquet.schema_arrow.names):
-                raise InputError(f"{address} has no column {', '.join(sorted(absent))}")
+            names = parquet.schema_arrow.names
+            if absent := set(columns) - set(names):
+                raise InputError(f"{address} has no column {', '.join(sorted(absent))}; it has {', '.join(names)}")
             yield from parquet.iter_batches(columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{address} cannot be read ({error}); expected Parquet with {', '.join(columns)}") from error

@@ -31,9 +31,8 @@ class Sides:
     @property
     def both(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(n + m, D) and which are the slice's."""
-        return np.concatenate([self.inside, self.right]), np.arange(len(self.inside) + len(self.right)) < len(
-            self.inside
-        )
+        is_inside = np.repeat([True, False], [len(self.inside), len(self.right)])
+        return np.concatenate([self.inside, self.right]), is_inside
 
 
 def separation(discovery: Sides, held_out: Sides, level: float) -> Estimate | None:

@@ -13,6 +13,8 @@ from pipeline.drift.sample import KEY, LAST, Columns, Sample
 from pipeline.drift.two_sample import Floats, Shift, exceeding
 from schemas.audit import DriftThresholds
 
+SIZE = ("width", "height")
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -90,9 +92,6 @@ def paired(before: Sample, after: Sample) -> Pairs:
         replaced=int((~same).sum()) + _replaced(before, after),
         repeated=max(left_repeated, right_repeated),
     )
-
-
-SIZE = ("width", "height")
 
 
 def _known(

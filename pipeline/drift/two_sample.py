@@ -232,10 +232,15 @@ def permuted(
     """
     first = np.zeros((1, n + m), np.float32)
     first[0, :n] = 1
-    chunk = max(1, DRAW_BYTES // (8 * (n + m)))
-    sizes = [min(chunk, draws - start) for start in range(0, draws, chunk)]
+    sizes = draw_sizes(draws, n + m)
     drawn = [statistic(generator.permuted(first.repeat(size, axis=0), axis=1)) for size in sizes]
     return float(statistic(first)[0]), np.concatenate(drawn)
+
+
+def draw_sizes(draws: int, rows: int) -> list[int]:
+    """How many of the draws over so many rows are made at a time, within `DRAW_BYTES`."""
+    chunk = max(1, DRAW_BYTES // (8 * rows))
+    return [min(chunk, draws - start) for start in range(0, draws, chunk)]
 
 
 def permutation_p(observed: float, drawn: Floats) -> float:

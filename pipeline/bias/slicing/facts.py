@@ -13,6 +13,7 @@ from pipeline.bias.slicing.mixture import Gaussian, Mixture
 from pipeline.bias.slicing.mixture_slicer import REGULARISATION, MixtureSlicer
 from pipeline.bias.slicing.projection import Projection
 from pipeline.bias.slicing.slicer import Evidence, Floats, Slices, excess_errors, ranked
+from pipeline.errors import MethodError
 
 LEAST_ROWS = 10
 """A class gets a component for as many rows at most: fewer could not be judged."""
@@ -50,8 +51,8 @@ class FactsSlices(Slices):
         """(N, K) amplified probabilities: the evidence's own if the slices were found on such ones."""
         if self.amplified is not None:
             return self.amplified(evidence.embeddings)
-        require(evidence.amplified is not None, "slices were found with amplified probabilities: bring these too")
-        assert evidence.amplified is not None
+        if evidence.amplified is None:
+            raise MethodError("slices were found with amplified probabilities: bring these too")
         return evidence.amplified
 
 
@@ -90,9 +91,10 @@ class Facts(MixtureSlicer):
     def find(self, evidence: Evidence) -> FactsSlices:
         """See `Slicer.find`."""
         projection, z = self.project(evidence)
-        network = None if evidence.amplified is not None else amplify(evidence)
-        amplified = evidence.amplified if network is None else network(evidence.embeddings)
-        assert amplified is not None
+        amplified, network = evidence.amplified, None
+        if amplified is None:
+            network = amplify(evidence)
+            amplified = network(evidence.embeddings)
         mixtures, places, scores = {}, [], []
         for label, rows in evidence.by_class():
             columns = z[rows], amplified[rows]

@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from pipeline.attribution.perturbation import chunks, require
 from pipeline.bias.slicing.slicer import CHUNK, Evidence, Floats, Ints, Slicer, Slices, excess_errors, ranked
+from pipeline.errors import MethodError
 
 EXACT = 20_000
 """Maps up to which neighbours are searched exhaustively; beyond, by pynndescent's approximate index."""
@@ -180,8 +181,8 @@ class Spray(Slicer):
 
 def required(evidence: Evidence) -> Floats:
     """Relevance maps (N, h, w), or a MethodError that says how to bring them."""
-    require(evidence.relevance is not None, "spray reads relevance maps: bring evidence with `relevance` (N, h, w)")
-    assert evidence.relevance is not None
+    if evidence.relevance is None:
+        raise MethodError("spray reads relevance maps: bring evidence with `relevance` (N, h, w)")
     return evidence.relevance
 
 
