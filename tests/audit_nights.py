@@ -38,6 +38,7 @@ class Nights:
         calm: the first night against itself.
         alarmed: the second night against the first, by thresholds that everything reaches.
         few: as alarmed, but no class has images enough to be compared.
+        still: as calm, but no class has images enough to be compared.
         images: folder of the second night's images.
     """
 
@@ -45,6 +46,7 @@ class Nights:
     calm: Night
     alarmed: Night
     few: Night
+    still: Night
     images: Path
 
 
@@ -66,6 +68,7 @@ def nights(folder: Path) -> Nights:
         _against(first, first.explained, DriftThresholds()),
         _against(second, older(first.explained), ANY),
         _against(second, older(first.explained), ANY, class_least=IMAGES),
+        _against(first, first.explained, DriftThresholds(), class_least=IMAGES),
         folder / "two" / "images",
     )
 

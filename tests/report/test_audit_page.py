@@ -70,6 +70,17 @@ def test_without_classes_to_compare_the_first_screen_shows_images(
         shown = tab.locator(".concerns")
         expect(shown.get_by_role("heading")).to_have_text("The maps that moved most")
         expect(shown.locator("img")).to_have_count(6 * 3)
+        distances = [float(one.split()[-1]) for one in shown.get_by_text("distance").all_inner_texts()]
+        assert distances == sorted(distances, reverse=True)
+        assert distances[0] > 0.2
+
+
+def test_where_no_map_moved_none_is_said_to_have(found: Nights, browser: Browser, tmp_path: Path) -> None:
+    with opened(browser, written(page(found.still), tmp_path), ready=False) as tab:
+        expect(tab.locator(".verdict")).to_contain_text("none has a map that moved")
+        shown = tab.locator(".concerns")
+        expect(shown.get_by_role("heading")).to_have_text("No map moved: the least alike of them")
+        assert set(shown.get_by_text("distance").all_inner_texts()) == {"distance 0.000"}
 
 
 def test_panels_frame_the_cell_of_their_class(alarmed: str, browser: Browser) -> None:

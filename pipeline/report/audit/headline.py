@@ -106,7 +106,10 @@ def _answer(night: "Night") -> str:
 
 
 def _answer_of_pairs(pairs: Finding) -> str:
-    moved = f"Of {plural(pairs.after, 'image')} that both nights hold, {percent(pairs.effect)} have a map that moved"
+    held = f"Of {plural(pairs.after, 'image')} that both nights hold,"
+    if pairs.effect == 0:
+        return f"{held} none has a map that moved."
+    moved = f"{held} {percent(pairs.effect)} have a map that moved"
     return f"{moved}." if pairs.alert else f"{moved}: no more than is allowed."
 
 

@@ -113,6 +113,7 @@ def page(night: "Night") -> str:
         "missing": _missing([photographs, *([earlier] if earlier else [])]),
         "galleries": galleries,
         "moved": _moved(galleries, concerns),
+        "still": _still(night),
         **_counts(night),
         **_performance(night, names),
         **_metrics(night),
@@ -219,6 +220,11 @@ def _moved(galleries: Sequence[Gallery], concerns: Sequence[Concern]) -> tuple[C
     if any(one.before is not None for one in concerns):
         return ()
     return next(one.cards[:MOVED] for one in galleries if one.name == "drifted")
+
+
+def _still(night: "Night") -> bool:
+    """Whether no image that both nights hold has a map that moved."""
+    return night.drift is not None and any(one.name == "pairs.map" and one.effect == 0 for one in night.drift.findings)
 
 
 def _counts(night: "Night") -> dict[str, Any]:
