@@ -4,7 +4,6 @@ import json
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -14,7 +13,7 @@ from pipeline.evaluation.controls import edge_maps, random_maps
 from pipeline.evaluation.grid_settings import GridScorer, GridScores
 from pipeline.evaluation.grids import CELLS, SIDE, localisation_score
 from pipeline.graph import ExplanationGraph, seed_of
-from pipeline.records import Rows, not_finite, with_schema
+from pipeline.records import not_finite, pixels, with_schema
 from pipeline.stream.sheets import CLASSES, IMAGES, SETTING
 from schemas.explanations import IDENTITY, REASON
 from schemas.grids import GRID, SETTINGS
@@ -78,9 +77,9 @@ class GridGraph(ExplanationGraph):
         """(N, C, 2 H, 2 W) normalised."""
         preprocessing = self.model.preprocessing
         height, width, channels = preprocessing.shape
-        pixels = Rows(grids, np.zeros(0, np.int64)).pixels((SIDE * height, SIDE * width, channels))
         weights = next(self.model.module.parameters())
-        return preprocessing.normalise(torch.tensor(pixels, device=weights.device), weights.dtype)
+        seen = torch.tensor(pixels(grids, (SIDE * height, SIDE * width, channels)), device=weights.device)
+        return preprocessing.normalise(seen, weights.dtype)
 
     def _scorer(self, setting: str) -> GridScorer:
         if setting not in self._scorers:

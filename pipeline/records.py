@@ -52,12 +52,25 @@ class Rows:
         return [int(label) for label in self.label.clip(min=0)]
 
     def pixels(self, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-        """(N, H, W, C) uint8, a view of the table where it is one chunk."""
-        column = self.table.column("pixels").combine_chunks()
-        array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        size = shape[0] * shape[1] * shape[2]
-        flat = np.frombuffer(array.buffers()[1], dtype=np.uint8)
-        return flat[array.offset * size : (array.offset + len(array)) * size].reshape(-1, *shape)
+        """(N, H, W, C) uint8; see `pixels`."""
+        return pixels(self.table, shape)
+
+
+def pixels(table: pa.Table, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Pixels of decoded rows.
+
+    Args:
+        table: of N rows of `decoded_schema`.
+        shape: (H, W, C) of one image.
+
+    Returns:
+        (N, H, W, C) uint8, a view of the table where it is one chunk.
+    """
+    column = table.column("pixels").combine_chunks()
+    array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    size = shape[0] * shape[1] * shape[2]
+    flat = np.frombuffer(array.buffers()[1], dtype=np.uint8)
+    return flat[array.offset * size : (array.offset + len(array)) * size].reshape(-1, *shape)
 
 
 def schema(graph: ExplanationGraph) -> pa.Schema:

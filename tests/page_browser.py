@@ -26,8 +26,10 @@ def browser_path() -> str | None:
 def launched() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path(), args=ARGS)
-        yield browser
-        browser.close()
+        try:
+            yield browser
+        finally:
+            browser.close()
 
 
 def written(html: str, folder: Path) -> str:
@@ -62,11 +64,13 @@ def opened(browser: Browser, address: str, *, ready: bool = True, **options: Any
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
-    page.goto(address)
-    if ready:
-        expect(page.locator("#model")).to_be_enabled()
-    yield page
-    context.close()
+    try:
+        page.goto(address)
+        if ready:
+            expect(page.locator("#model")).to_be_enabled()
+        yield page
+    finally:
+        context.close()
     assert [error for error in errors if not error.startswith(TOLD_BY_CHROMIUM)] == []
     assert len(hosts - {""}) <= (urlsplit(address).scheme != "file")
 

@@ -207,17 +207,7 @@ def prepared(
     Raises:
         OutputError: code, weights or device differ from those the job began with.
     """
-    graph_digest = begun(graph, model, ledger)
-    metadata = parts.file_metadata(
-        {
-            "raylens": importlib.metadata.version("raylens"),
-            "schema_version": str(SCHEMA_VERSION),
-            "graph_digest": graph_digest,
-            "job_digest": spec.digest(),
-            "versions": versions(),
-            "preprocessing": model.describe()["preprocessing"],
-        }
-    )
+    metadata = _metadata(spec, model, begun(graph, model, ledger))
     shape = attribution.create(spec.method, model, seed=spec.seed, **spec.method_args).shape
     item = 2 if spec.heatmap_dtype == "float16" else 4
     arrays = shape[0] * shape[1] * item + _embedding_bytes(graph, model, more)
@@ -234,6 +224,20 @@ def prepared(
         cache=cache(spec),
         more=more,
         run=logs.run() if spec.progress == "json" else None,
+    )
+
+
+def _metadata(spec: JobSpec, model: LoadedModel, graph_digest: str) -> dict[str, str]:
+    """Of every Parquet file."""
+    return parts.file_metadata(
+        {
+            "raylens": importlib.metadata.version("raylens"),
+            "schema_version": str(SCHEMA_VERSION),
+            "graph_digest": graph_digest,
+            "job_digest": spec.digest(),
+            "versions": versions(),
+            "preprocessing": model.describe()["preprocessing"],
+        }
     )
 
 

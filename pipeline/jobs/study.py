@@ -28,6 +28,7 @@ from pipeline.jobs.grids import Gridded, gridded, usual_grids
 from pipeline.jobs.progress import Display, display
 from pipeline.jobs.run import Selection, run
 from pipeline.jobs.sample import Sample, draw
+from pipeline.logs import named_run
 from pipeline.stream.finished import FinishedRun, open_run
 from pipeline.stream.ledger import STATE, Ledger
 from pipeline.stream.shards import Shard
@@ -186,9 +187,13 @@ def study(spec: StudySpec) -> dict[str, Any]:
     Raises:
         RaylensError: see `pipeline.errors`; the same call goes on from where it stopped.
     """
-    shown = display(spec.progress)
-    ledger = Ledger(spec.output, spec.storage)
+    with named_run():
+        return _studied(spec, display(spec.progress))
+
+
+def _studied(spec: StudySpec, shown: Display) -> dict[str, Any]:
     try:
+        ledger = Ledger(spec.output, spec.storage)
         if spec.overwrite:
             for name in (RESULT, REPORT, "tables", "runs"):
                 ledger.remove(name)

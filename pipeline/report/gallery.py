@@ -21,6 +21,7 @@ from pipeline.stream.decode import Decoder
 SIDE = 200
 CAPTION = 36
 GAP = 10
+TITLE = 44
 COLUMNS = 7
 CLASSES = 6
 QUICK: dict[str, dict[str, Any]] = {
@@ -104,12 +105,12 @@ def _by_class(method: str, model: LoadedModel, x: Tensor) -> list[Picture]:
 
 def _grid(image: Image.Image, pictures: list[Picture], title: str) -> Image.Image:
     rows = -(-(len(pictures) + 1) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, rows * (SIDE + CAPTION + GAP) + 44), "white")
+    sheet = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, rows * (SIDE + CAPTION + GAP) + TITLE), "white")
     pen = ImageDraw.Draw(sheet)
     pen.text((GAP, 10), title, fill="black", font=ImageFont.load_default(20))
     photograph = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     for index, picture in enumerate([Picture("photograph", "", None), *pictures]):
-        x, y = GAP + index % COLUMNS * (SIDE + GAP), 44 + index // COLUMNS * (SIDE + CAPTION + GAP)
+        x, y = GAP + index % COLUMNS * (SIDE + GAP), TITLE + index // COLUMNS * (SIDE + CAPTION + GAP)
         if picture.heatmap is not None:
             sheet.paste(overlay(photograph, picture.heatmap), (x, y))
         elif index == 0:

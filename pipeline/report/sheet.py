@@ -18,6 +18,7 @@ from pipeline.stream.storage import list_names
 SIDE = 176
 CAPTION = 34
 GAP = 10
+TITLE = 48
 COLUMNS = 4
 FILES = 4  # explanation files that the sample is taken from
 DEPTH = 1024  # of each shard, only so many rows are candidates: a tar must be read up to the last one
@@ -54,11 +55,11 @@ def draw(tiles: list[Tile], title: str) -> Image.Image:
     columns = min(COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     width, height = 2 * SIDE + GAP, SIDE + CAPTION + GAP
-    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * height + 48), "white")
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * height + TITLE), "white")
     pen = ImageDraw.Draw(sheet)
     pen.text((GAP, 12), title, fill="black", font=ImageFont.load_default(20))
     for index, tile in enumerate(tiles):
-        _place(sheet, pen, tile, GAP + index % columns * (width + GAP), 48 + index // columns * height)
+        _place(sheet, pen, tile, GAP + index % columns * (width + GAP), TITLE + index // columns * height)
     return sheet
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -33,9 +34,9 @@ class Confidence:
         classes: images by predicted name.
     """
 
-    histogram: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(BINS, np.int64))
-    right: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(BINS, np.int64))
-    labelled: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    right: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    labelled: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
     classes: Counter[str] = field(default_factory=Counter)
 
 

@@ -51,7 +51,7 @@ class StorageOptions(TypedDict):
 class S3Server:
     """A running server. The buckets are the folders below `root`.
 
-    Args:
+    Attributes:
         root: the folder that is served.
         endpoint: `http://127.0.0.1:PORT`.
         key: access key id, 20 characters.
@@ -66,25 +66,25 @@ class S3Server:
     pid: int
 
     def bucket(self, name: str) -> str:
-        """Create the bucket, the folder `root / name`, unless it is there; by the server, so that it knows it at once.
+        """Creates the bucket, the folder `root / name`, unless it is there; by the server, so that it knows it at once.
 
         Args:
             name: bucket name without a slash.
 
         Returns:
-            the name, for an address `s3://NAME`.
+            The name, for an address `s3://NAME`.
         """
         if not (self.root / name).is_dir():
             fsspec.filesystem("s3", **self.storage_options()).mkdir(name)
         return name
 
     def refresh(self) -> None:
-        """Let the server see at once what was written into its folder behind its back; by itself it takes up to 1 s."""
+        """Lets the server see at once what was written into its folder behind its back; alone it takes up to 1 s."""
         os.kill(self.pid, signal.SIGHUP)  # rclone drops its directory cache
         time.sleep(REFRESH_S)  # the signal is handled asynchronously: in a few ms, under load in more than 50
 
     def storage_options(self) -> StorageOptions:
-        """Return the arguments of `s3fs.S3FileSystem` and of `storage_options=` in fsspec.
+        """The arguments of `s3fs.S3FileSystem` and of `storage_options=` in fsspec.
 
         Whoever adds to `config_kwargs` must keep its two entries: rclone (seen in 1.75.2) answers a ranged read with
         the checksum of the whole object, when the writer sent one, and botocore then refuses the bytes with
@@ -104,17 +104,19 @@ class S3Server:
 
 @contextlib.contextmanager
 def serve_s3(root: Path) -> Iterator[S3Server]:
-    """Serve a folder over S3 while the context is open.
+    """Serves a folder over S3 while the context is open.
 
     The server dies with the thread that opened the context (Linux PR_SET_PDEATHSIG), so a killed driver leaves no
     orphan; open it in a thread that outlives the use. It ignores Ctrl-C, so that a job can still write while it stops.
-    RaylensError when rclone is missing, or when the server does not answer in time: then with the server's log.
 
     Args:
         root: the folder to serve, created when absent; its sub-folders are the buckets.
 
     Yields:
-        the running server.
+        The running server.
+
+    Raises:
+        RaylensError: rclone is missing, or the server does not answer in time: then with the server's log.
     """
     rclone = find_rclone()
     root.mkdir(parents=True, exist_ok=True)
@@ -129,10 +131,10 @@ def serve_s3(root: Path) -> Iterator[S3Server]:
 
 
 def find_rclone() -> Path:
-    """Find the rclone binary beside the running python, else on PATH.
+    """Finds the rclone binary beside the running python, else on PATH.
 
     Returns:
-        path of the binary.
+        Path of the binary.
 
     Raises:
         RaylensError: there is none.
@@ -152,7 +154,7 @@ def _random(length: int) -> str:
 
 
 def _start(rclone: Path, *, root: Path, auth: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start rclone on a port that the kernel chooses: rclone binds it itself, so nobody can take it in between."""
+    """Starts rclone on a port that the kernel chooses: rclone binds it itself, so nobody can take it in between."""
     flags = {
         "--config": "",  # none: not the user's remotes
         "--addr": "127.0.0.1:0",
@@ -175,7 +177,7 @@ def _start(rclone: Path, *, root: Path, auth: str, log: IO[bytes]) -> subprocess
 
 
 def _text(log: IO[bytes]) -> str:
-    """Read the log without moving the position, which the server shares."""
+    """Reads the log without moving the position, which the server shares."""
     return os.pread(log.fileno(), 1_000_000, 0).decode(errors="replace")
 
 

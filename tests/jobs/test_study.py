@@ -142,12 +142,16 @@ def test_the_tables_say_what_the_result_says(found: tuple[Path, dict[str, Any]])
     assert "<html" in (output / "report.html").read_text()
 
 
-def test_a_finished_study_does_nothing(found: tuple[Path, dict[str, Any]], tars: Path) -> None:
+def test_a_finished_study_does_nothing_and_says_so_under_a_name(
+    found: tuple[Path, dict[str, Any]], tars: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output, result = found
     before = stamps(output)
     two = {"near": {}, "far": {"layer": "features.1"}}
-    assert study(spec(tars, output, models=two)) == result
+    assert study(spec(tars, output, models=two, progress="json")) == result
     assert stamps(output) == before
+    [line] = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (line["event"], len(line["run"])) == ("nothing to do", 12)
 
 
 def test_a_method_more_is_the_only_one_that_is_run(tars: Path, tmp_path: Path) -> None:
