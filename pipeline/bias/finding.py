@@ -12,18 +12,18 @@ from pipeline.bias.contrast import Contrast, Difference, contrast, difference
 from pipeline.bias.enrichment import Enrichment, enrichment
 from pipeline.bias.example import NO_IMAGE, nearest_correct, top_members
 from pipeline.bias.gap import Estimate, Ints
-from pipeline.bias.gathered import Gathered
+from pipeline.bias.gathered import Bools, Floats, Gathered
 from pipeline.bias.keywords import Keyword, keywords
 from pipeline.bias.trial import Trial, told_apart
 from pipeline.bias.verdict import SliceVerdict, members
 from pipeline.heatmap import statistics
+from pipeline.slices import texts
 from schemas.embeddings import Space
 
 SHOWN = 8
 CONTRAST_IMAGES = 20_000
 """Images whose maps are compared: a permutation test holds all of them."""
 STATISTICS = ("mass_centre", "gini", "centroid_x", "centroid_y")
-UNKNOWN = "(none)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +157,7 @@ def _separations(images: Gathered, trial: Trial, one: SliceVerdict) -> dict[Spac
     return {space: area for space, area in found.items() if area is not None}
 
 
-def _compared(inside: np.ndarray[Any, np.dtype[np.bool_]], labels: Ints, seed: int) -> Ints:
+def _compared(inside: Bools, labels: Ints, seed: int) -> Ints:
     """At most `CONTRAST_IMAGES` images of the slice and of its classes."""
     same = np.flatnonzero(np.isin(labels, np.unique(labels[inside])))
     if len(same) <= CONTRAST_IMAGES:
@@ -167,8 +167,8 @@ def _compared(inside: np.ndarray[Any, np.dtype[np.bool_]], labels: Ints, seed: i
 
 
 def _statistics(
-    maps: np.ndarray[Any, np.dtype[np.float32]],
-    inside: np.ndarray[Any, np.dtype[np.bool_]],
+    maps: Floats,
+    inside: Bools,
     labels: Ints,
     seed: int,
 ) -> dict[str, Difference]:
@@ -180,7 +180,7 @@ def _statistics(
 def _texts(images: Gathered, rows: Ints, captions: str | None) -> dict[str, Sequence[str]]:
     """Attributes of the held-out images, but for their captions."""
     return {
-        name: [UNKNOWN if values[row] is None else str(values[row]) for row in rows.tolist()]
+        name: texts(values[row] for row in rows.tolist())
         for name, values in images.attributes.items()
         if name != captions
     }
@@ -189,5 +189,5 @@ def _texts(images: Gathered, rows: Ints, captions: str | None) -> dict[str, Sequ
 def _keywords(images: Gathered, rows: Ints, captions: str | None) -> tuple[Keyword, ...]:
     if captions is None:
         return ()
-    texts = [images.attributes[captions][row] or "" for row in rows.tolist()]
-    return keywords(texts, images.labels[rows] != images.predictions[rows])
+    said = [images.attributes[captions][row] or "" for row in rows.tolist()]
+    return keywords(said, images.labels[rows] != images.predictions[rows])

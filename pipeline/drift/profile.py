@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.drift.grid import Maps, resampled, shares
 from pipeline.drift.sample import KEY, TIE, Columns, Sample, keys
-from pipeline.errors import InputError
+from pipeline.slices import check_number, texts
 from pipeline.stream.finished import Each, FinishedRun, class_names, in_turn
 from schemas.audit import DriftSpec
 from schemas.explanations import CONTENT, STATISTICS
@@ -22,7 +22,6 @@ NAME = "sample_id"
 IDENTITY = "identity"
 """What tells images: the digest of their content where both runs have it, else their name."""
 UNLABELLED = -1
-MISSING = "(none)"
 CLASS_ROWS = 65_536  # rows of all classes together, so that a thousand classes take the memory of ten
 SCORES = ("score", "margin", "entropy")
 SUMMARIES = tuple(field.name for field in STATISTICS if field.type == pa.float32() and field.name != "heatmap_scale")
@@ -264,15 +263,9 @@ def _counted(values: NDArray[np.int64]) -> Counter[int]:
 
 
 def _sliced(prediction: NDArray[np.int64], values: pa.Array) -> Counter[tuple[int, str]]:
-    texts = (MISSING if value is None else str(value) for value in values.to_pylist())
-    return Counter(zip(prediction.tolist(), texts, strict=True))
+    return Counter(zip(prediction.tolist(), texts(values.to_pylist()), strict=True))
 
 
 def _few(name: str, found: Counter[tuple[int, str]], spec: DriftSpec) -> Counter[tuple[int, str]]:
-    values = {value for _, value in found}
-    if len(values) > spec.slice_values:
-        raise InputError(
-            f"slice {name} has more than {spec.slice_values} values, for example {min(values)!r}: bin it first, or "
-            "raise slice_values"
-        )
+    check_number(name, {value for _, value in found}, spec.slice_values)
     return found

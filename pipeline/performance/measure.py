@@ -24,11 +24,11 @@ from pipeline.performance.tally import (
     scored,
     tallies,
 )
+from pipeline.slices import check_number, texts
 from pipeline.stream.finished import Each, FinishedRun, class_names, in_turn
 from schemas.audit import PerformanceSpec
 
 ALL = "all"
-NONE = "(none)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,14 +178,10 @@ def measured(batch: pa.RecordBatch, spec: PerformanceSpec) -> Measured:
 
 
 def _slice(batch: pa.RecordBatch, images: Scored, name: str, bins: int) -> dict[str, Tally]:
-    values, groups = grouped(NONE if value is None else str(value) for value in batch.column(name).to_pylist())
+    values, groups = grouped(texts(batch.column(name).to_pylist()))
     return tallies(images, groups, values, bins)
 
 
 def _few(name: str, found: dict[str, Any], spec: PerformanceSpec) -> dict[str, Any]:
-    if len(found) > spec.slice_values:
-        raise InputError(
-            f"slice {name} has more than {spec.slice_values} values, for example {next(iter(found))!r}: bin it first, "
-            "or raise slice_values"
-        )
+    check_number(name, found, spec.slice_values)
     return found
