@@ -90,7 +90,7 @@ SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
 
 
 def _margin(radius: float) -> float:
-    """Returns the room, in pixels, that any shape of this radius needs around its centre at any allowed tilt."""
+    """The room, in pixels, that any shape of this radius needs around its centre at any allowed tilt."""
     return 1.1 * radius + 1.0
 
 
@@ -99,22 +99,22 @@ class PlantedSpec:
     """What to generate.
 
     Args:
-        n_images: Number of images; valid indices are 0 to n_images - 1. The content of an image does not depend on it.
-        rho: Strength of the association, in [0, 1]. Where `cue_classes` is None, the cue equals the label with
+        n_images: number of images; valid indices are 0 to n_images - 1. The content of an image does not depend on it.
+        rho: strength of the association, in [0, 1]. Where `cue_classes` is None, the cue equals the label with
             probability rho and is uniform over the other values otherwise (1/K is no association). Where it is given,
             an image of a cued class carries its own cue with probability rho and none otherwise, and an image of any
             other class carries a cue, uniform over the cued ones, with probability (1 - rho) / (K - 1).
         cue_kind: 'tag' is a coloured square (local), 'background' a grating whose angle is the value (not local).
-        cue_classes: Indices of the classes that the cue is planted on; None for all.
-        decoy: Whether a decoy, of the tag's size and a disjoint palette, is drawn.
-        classes: Names from SHAPES; position is the class index.
-        size: Side of the square image, in pixels.
-        core_scale: Diameter of the shape as a fraction of `size`, before a jitter of CORE_JITTER.
-        core_contrast: Contrast of the shape to the mean background, in (0, 1].
-        seed: Not negative. Two seeds give independent images: use one for each split.
+        cue_classes: indices of the classes that the cue is planted on; None for all.
+        decoy: whether a decoy, of the tag's size and a disjoint palette, is drawn.
+        classes: names from SHAPES; position is the class index.
+        size: side of the square image, in pixels.
+        core_scale: diameter of the shape as a fraction of `size`, before a jitter of CORE_JITTER.
+        core_contrast: contrast of the shape to the mean background, in (0, 1].
+        seed: not negative. Two seeds give independent images: use one for each split.
 
     Raises:
-        ValueError: A field is out of range, or the shape does not fit in a quadrant.
+        ValueError: a field is out of range, or the shape does not fit in a quadrant.
     """
 
     n_images: int
@@ -170,7 +170,7 @@ leave the cue without effect at any rho. In 'demo', circles alone carry a tag.
 
 
 def regime(name: str, *, n_images: int, seed: int = 0) -> PlantedSpec:
-    """Returns the named regime of REGIMES with this number of images and seed."""
+    """The named regime of REGIMES with this number of images and seed."""
     if name not in REGIMES:
         raise ValueError(f"regime must be one of {list(REGIMES)}, found {name!r}")
     return replace(REGIMES[name], n_images=n_images, seed=seed)
@@ -186,13 +186,13 @@ class PlantedImage:
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        label: Class index of the shape, or ABSENT where the core was removed.
-        cue: Cue value, a class index, or ABSENT.
-        decoy: Index into DECOY_COLOURS, or ABSENT.
+        label: class index of the shape, or ABSENT where the core was removed.
+        cue: cue value, a class index, or ABSENT.
+        decoy: index into DECOY_COLOURS, or ABSENT.
         core_mask: (H, W) bool.
         cue_mask: (H, W) bool.
         decoy_mask: (H, W) bool.
-        quadrants: Quadrants of core, cue and decoy: 0 upper left, 1 upper right, 2 lower left, 3 lower right.
+        quadrants: quadrants of core, cue and decoy: 0 upper left, 1 upper right, 2 lower left, 3 lower right.
     """
 
     image: Pixels
@@ -214,16 +214,16 @@ def counterfactual(spec: PlantedSpec, index: int, *, cue: int | None = None, cor
     """Renders image `index` with its cue or core set, and all else equal: noise, positions, colours.
 
     Args:
-        spec: The data set.
-        index: The image.
-        cue: New cue value (class index), ABSENT to remove it, None to keep it.
-        core: New shape (class index), ABSENT to remove it, None to keep it.
+        spec: the data set.
+        index: the image.
+        cue: new cue value (class index), ABSENT to remove it, None to keep it.
+        core: new shape (class index), ABSENT to remove it, None to keep it.
 
     Returns:
         The image, whose `label` is the shape shown. A tag that was absent appears where the scene had reserved room.
 
     Raises:
-        ValueError: A value is neither a class index nor ABSENT.
+        ValueError: a value is neither a class index nor ABSENT.
     """
     for name, value in (("cue", cue), ("core", core)):
         if value is not None and not ABSENT <= value < len(spec.classes):
@@ -260,17 +260,17 @@ def write_tars(
     Retry-safe: a rerun overwrites each shard, built in memory, with the same bytes.
 
     Args:
-        spec: The data set.
-        fs: An fsspec file system, local or remote.
-        folder: Where to write; created where it is absent.
-        shards: Number of tars.
-        images_per_shard: Images in each.
+        spec: the data set.
+        fs: an fsspec file system, local or remote.
+        folder: where to write; created where it is absent.
+        shards: number of tars.
+        images_per_shard: images in each.
 
     Returns:
         The paths written, in order.
 
     Raises:
-        ValueError: No image is asked for, or more than the specification has.
+        ValueError: no image is asked for, or more than the specification has.
     """
     if min(shards, images_per_shard) < 1 or shards * images_per_shard > spec.n_images:
         raise ValueError(f"{shards} shards x {images_per_shard} images must be in [1, n_images={spec.n_images}]")
@@ -290,7 +290,7 @@ def write_labels(spec: PlantedSpec, fs: FileSystem, folder: str) -> str:
 
 
 def image_key(spec: PlantedSpec, index: int) -> str:
-    """Returns the sample key of an image in its tar; it names the seed, so that splits do not collide."""
+    """The sample key of an image in its tar; it names the seed, so that splits do not collide."""
     return f"s{spec.seed}-{index:06d}"
 
 
@@ -373,7 +373,7 @@ def _paint(spec: PlantedSpec, scene: _Scene) -> PlantedImage:
 
 
 def _grating(spec: PlantedSpec, scene: _Scene) -> Floats:
-    """Returns a sinusoidal grating (H, W, 1), in grey levels, whose angle is the cue value's share of a half turn."""
+    """A sinusoidal grating (H, W, 1), in grey levels, whose angle is the cue value's share of a half turn."""
     y, x = np.mgrid[: spec.size, : spec.size]
     angle = np.pi * scene.cue / len(spec.classes)
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -382,7 +382,7 @@ def _grating(spec: PlantedSpec, scene: _Scene) -> Floats:
 
 
 def _core_coverage(spec: PlantedSpec, scene: _Scene) -> Floats:
-    """Returns the share of each pixel (H, W) that the shape covers, in [0, 1]; all zero where it was removed."""
+    """The share of each pixel (H, W) that the shape covers, in [0, 1]; all zero where it was removed."""
     if scene.label == ABSENT:
         return np.zeros((spec.size, spec.size))
     radius = spec.core_scale * spec.size / 2 * (1.0 + scene.core_stretch)
@@ -414,7 +414,7 @@ def _stick(canvas: Floats, corner: tuple[int, int], side: int, rgb: tuple[int, i
 
 
 def _corner(spec: PlantedSpec, scene: _Scene, element: int) -> tuple[int, int]:
-    """Returns the upper left pixel (y, x) of the cue (element 1) or decoy (2), at least 1 px inside its quadrant."""
+    """The upper left pixel (y, x) of the cue (element 1) or decoy (2), at least 1 px inside its quadrant."""
     room = spec.size // 2 - spec.tag_px - 1
     top, left = _origin(spec, scene.quadrants[element]) + 1 + np.floor(scene.places[element] * room)
     return int(top), int(left)
@@ -460,7 +460,7 @@ def _members(spec: PlantedSpec, index: int) -> dict[str, bytes]:
 
 
 def _attributes(spec: PlantedSpec, one: PlantedImage) -> dict[str, str]:
-    """Returns what can be said of an image in words, for slices to be named by."""
+    """What can be said of an image in words, for slices to be named by."""
     quadrant_names = ("upper left", "upper right", "lower left", "lower right")
     angle = f"{180 * one.cue // len(spec.classes)} degrees"
     cue = angle if spec.cue_kind == "background" else list(CUE_COLOURS)[one.cue]

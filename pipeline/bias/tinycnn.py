@@ -37,7 +37,7 @@ class TinyCNN(nn.Module):
     A 96 px input gives 12 x 12 at `TARGET_LAYER`, with a receptive field of 31 px.
 
     Args:
-        num_classes: Number of logits.
+        num_classes: number of logits.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -84,19 +84,19 @@ def train(
     Args:
         images: (N, H, W, 3) uint8 RGB.
         labels: (N,) int64 in [0, num_classes).
-        num_classes: Number of logits.
-        epochs: Passes over the data.
-        batch_size: Images a step; a last batch of one image is left out, for batch normalisation.
-        learning_rate: Peak of the cycle.
-        seed: Of initial weights, order and flips.
-        on_epoch: Called as on_epoch(epoch, loss, accuracy): epoch from 1, mean training loss in nats, and training
+        num_classes: number of logits.
+        epochs: passes over the data.
+        batch_size: images a step; a last batch of one image is left out, for batch normalisation.
+        learning_rate: peak of the cycle.
+        seed: of initial weights, order and flips.
+        on_epoch: called as on_epoch(epoch, loss, accuracy): epoch from 1, mean training loss in nats, and training
             accuracy in [0, 1], both taken during the epoch.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        ValueError: Images and labels differ in number, or there are fewer than two.
+        ValueError: images and labels differ in number, or there are fewer than two.
     """
     if len(images) != len(labels) or len(images) < 2:
         raise ValueError(f"expected 2 or more images, a label each, found {len(images)} and {len(labels)} labels")
