@@ -1,6 +1,7 @@
 """Small networks with random weights, and what binds them to raylens."""
 
 import copy
+from dataclasses import replace
 
 import timm
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.model import LoadedModel, Preprocessing
-from pipeline.model.layers import find_head, find_layer, observe
+from pipeline.model.dry_run import observe
+from pipeline.model.layers import find_head, find_layer
 
 CLASSES = 5
 
@@ -150,6 +152,18 @@ def tiny_vit() -> LoadedModel:
     return loaded(network.eval().requires_grad_(False), size=64)
 
 
+def vit(name: str = "vit_tiny_patch16_224", **changes) -> LoadedModel:
+    """A plain vision transformer of two narrow blocks, or as changed."""
+    torch.manual_seed(0)
+    small = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": CLASSES}
+    network = timm.create_model(name, **{**small, **changes})
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+    return loaded(network.eval().requires_grad_(False))
+
+
 def residual_net(layer: str | None = None) -> LoadedModel:
     torch.manual_seed(0)
     network = timm.create_model("test_resnet", num_classes=CLASSES)
@@ -161,6 +175,21 @@ def images(model: LoadedModel, count: int = 3, seed: int = 1) -> torch.Tensor:
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(count, 3, *model.preprocessing.size, generator=random, dtype=torch.float64)
     return x + F.avg_pool2d(x, 7, stride=1, padding=3) * 4
+
+
+def double(model: LoadedModel) -> LoadedModel:
+    """The same model in float64."""
+    return replace(model, module=copy.deepcopy(model.module).double())
+
+
+def second(logits: torch.Tensor) -> torch.Tensor:
+    """The second best class: (N, 1)."""
+    return logits.topk(2, dim=1).indices[:, 1:]
+
+
+def two(logits: torch.Tensor) -> torch.Tensor:
+    """The two best classes: (N, 2)."""
+    return logits.topk(2, dim=1).indices
 
 
 def state(model: LoadedModel) -> dict[str, torch.Tensor]:

@@ -1,14 +1,13 @@
 """Attention capture, rollout, Chefer's relevance and TokenCut: references, invariants, architectures, threads."""
 
-import copy
 import threading
-from dataclasses import replace
 
 import pytest
 import timm
 import torch
 import torchvision
-from attribution.networks import images, loaded, relu_cnn, state
+from attribution import networks
+from attribution.networks import double, images, loaded, relu_cnn, second, state, two
 from reference.attention import REFERENCES, Trace, attention_relevance, plain
 from torch import nn
 from torch.nn import functional as F
@@ -19,36 +18,15 @@ from pipeline.attribution.attention_relevance import RelevanceCapture, follow, p
 from pipeline.attribution.base import probe
 from pipeline.attribution.tokencut import TokenCut, boxes, connected, cut
 from pipeline.errors import MethodError
+from pipeline.model.huggingface import HuggingFaceClassifier
 
 torch.set_num_threads(1)
 
 METHODS = {"rollout": Rollout, "chefer": Chefer, "tokencut": TokenCut}
-SMALL = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
-
-
-class Logits(nn.Module):
-    """A transformers classifier as a function of pixels to logits."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        return self.network(pixel_values=x).logits
-
-
-def double(model):
-    return replace(model, module=copy.deepcopy(model.module).double())
 
 
 def vit(name="vit_tiny_patch16_224", **changes):
-    torch.manual_seed(0)
-    network = timm.create_model(name, **{**SMALL, **changes})
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.3)
-    return loaded(network.eval().requires_grad_(False))
+    return networks.vit(name, **{"depth": 3, **changes})
 
 
 def torchvision_vit():
@@ -76,7 +54,7 @@ def transformers_vit(implementation):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(std=0.3)
-    return loaded(Logits(network).eval().requires_grad_(False))
+    return loaded(HuggingFaceClassifier(network).eval().requires_grad_(False))
 
 
 ARCHITECTURES = {
@@ -101,14 +79,6 @@ def model():
 @pytest.fixture(scope="module")
 def x(model):
     return images(model, 3)
-
-
-def second(logits):
-    return logits.topk(2, dim=1).indices[:, 1:]
-
-
-def two(logits):
-    return logits.topk(2, dim=1).indices
 
 
 @pytest.mark.parametrize("changes", [{}, {"reg_tokens": 2}, {"global_pool": "avg"}, {"init_values": 0.5}], ids=str)

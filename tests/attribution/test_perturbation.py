@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from attribution.networks import two
 from reference.perturbation import REFERENCES
 from torch import nn
 
@@ -86,10 +87,6 @@ def x():
 
 def first(logits):
     return logits.argmax(dim=1, keepdim=True)
-
-
-def two(logits):
-    return logits.topk(2, dim=1).indices
 
 
 @pytest.mark.parametrize("method", FAST)

@@ -3,14 +3,13 @@
 import copy
 import pickle
 import threading
-from dataclasses import replace
 from typing import get_args
 
 import pytest
 import timm
 import torch
 import torchvision
-from attribution.networks import images, loaded, randomised, relu_cnn, state
+from attribution.networks import double, images, loaded, randomised, relu_cnn, second, state, two, vit
 from reference.relevance import REFERENCES
 from torch import nn
 from torch.nn import functional as F
@@ -78,21 +77,6 @@ class Shared(nn.Module):
         return self.head((self.norm(x) + x).mean(dim=(2, 3)))
 
 
-def double(model):
-    return replace(model, module=copy.deepcopy(model.module).double())
-
-
-def vit(name="vit_tiny_patch16_224", **changes):
-    torch.manual_seed(0)
-    small = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
-    network = timm.create_model(name, **{**small, **changes})
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.3)
-    return loaded(network.eval().requires_grad_(False))
-
-
 @pytest.fixture(scope="module")
 def model():
     return relu_cnn()
@@ -101,14 +85,6 @@ def model():
 @pytest.fixture(scope="module")
 def x(model):
     return images(model, 3)
-
-
-def second(logits):
-    return logits.topk(2, dim=1).indices[:, 1:]
-
-
-def two(logits):
-    return logits.topk(2, dim=1).indices
 
 
 @pytest.mark.parametrize("composite", get_args(CompositeName))

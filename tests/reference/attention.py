@@ -61,7 +61,7 @@ def plain(model):
     return copy.deepcopy(model.module).double().requires_grad_(False)
 
 
-def _grid(model, values, network):
+def _grid(values, network):
     cells = values[network.num_prefix_tokens :]
     rows = network.patch_embed.grid_size[0]
     return cells.reshape(rows, -1)
@@ -86,7 +86,7 @@ def rollout(model, x, targets, **_):
             mixed = 0.5 * A.detach().numpy().mean(axis=0) + 0.5 * np.eye(A.shape[-1])
             product = mixed @ product
         assert np.allclose(product.sum(axis=1), 1)
-        out.append(torch.as_tensor(_grid(model, _start(network, len(product)) @ product, network)))
+        out.append(torch.as_tensor(_grid(_start(network, len(product)) @ product, network)))
     return torch.stack(out)
 
 
@@ -103,7 +103,7 @@ def chefer(model, x, targets, form="gradient", **_):
             positive = np.maximum(g.numpy() * r.detach().numpy(), 0).mean(axis=0)
             R = R + positive @ R
         start = _start(network, count)
-        out.append(torch.as_tensor(_grid(model, start @ R - start, network)))
+        out.append(torch.as_tensor(_grid(start @ R - start, network)))
     return torch.stack(out)
 
 

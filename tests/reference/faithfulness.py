@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from reference import localisation
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
@@ -29,21 +30,10 @@ def _probability(network, image, target):
 
 
 def enlarged(heatmap, height, width):
-    """Bilinear with half-pixel centres, rounded to float32; beyond the outermost centres the value stays."""
-    rows, columns = heatmap.shape
-    if (rows, columns) == (height, width):
+    """See `localisation.enlarged`; rounded to float32."""
+    if heatmap.shape == (height, width):
         return heatmap
-    out = np.zeros((height, width))
-    for i in range(height):
-        for j in range(width):
-            y = min(max((i + 0.5) * rows / height - 0.5, 0), rows - 1)
-            x = min(max((j + 0.5) * columns / width - 0.5, 0), columns - 1)
-            top, left = int(y), int(x)
-            down, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
-            upper = heatmap[top, left] * (1 - x + left) + heatmap[top, right] * (x - left)
-            lower = heatmap[down, left] * (1 - x + left) + heatmap[down, right] * (x - left)
-            out[i, j] = upper * (1 - y + top) + lower * (y - top)
-    return out.astype(np.float32).astype(np.float64)
+    return localisation.enlarged(heatmap, height, width).astype(np.float32).astype(np.float64)
 
 
 def order(heatmap, sample, seed):

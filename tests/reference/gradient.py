@@ -1,22 +1,13 @@
 """Gradient methods in float64, one image and one step at a time, written from the papers."""
 
-import copy
-
 import numpy as np
 import torch
+from reference.cam import _each, _network, gradcam
 from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline.attribution.base import generator
-
-
-def _network(model):
-    network = copy.deepcopy(model.module).double()
-    for module in network.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False
-    return network
 
 
 def _gradient(model, image, target):
@@ -25,14 +16,6 @@ def _gradient(model, image, target):
     logit = _network(model)(x)[0, int(target)]
     logit.backward()
     return float(logit.detach()), x.grad[0].numpy()
-
-
-def _each(explain):
-    def batch(model, x, targets, **parameters):
-        found = [explain(model, image, target, **parameters) for image, target in zip(x, targets, strict=True)]
-        return torch.as_tensor(np.stack(found))
-
-    return batch
 
 
 def _over_channels(g, absolute):
@@ -119,8 +102,6 @@ def deconvnet(model, image, target, **_):
 
 
 def guidedgradcam(model, image, target, **_):
-    from reference.cam import gradcam
-
     coarse = torch.as_tensor(gradcam(model, image, target))[None, None]
     large = F.interpolate(coarse, size=tuple(image.shape[1:]), mode="bilinear", align_corners=False)[0, 0].numpy()
     return guidedbackprop(model, image, target) * large

@@ -9,6 +9,7 @@ import copy
 import numpy as np
 import torch
 from reference.attention import _inputs, plain
+from reference.localisation import enlarged
 from torch import nn
 from torch.nn import functional as F
 
@@ -147,21 +148,6 @@ def _pooled(values, size):
     return out
 
 
-def _enlarged(values, size):
-    """Bilinear with half-pixel centres, clamped at the border."""
-    out = np.zeros(size)
-    for i in range(size[0]):
-        for j in range(size[1]):
-            y = min(max((i + 0.5) * values.shape[0] / size[0] - 0.5, 0), values.shape[0] - 1)
-            x = min(max((j + 0.5) * values.shape[1] / size[1] - 0.5, 0), values.shape[1] - 1)
-            y0, x0 = int(y), int(x)
-            y1, x1 = min(y0 + 1, values.shape[0] - 1), min(x0 + 1, values.shape[1] - 1)
-            top = values[y0, x0] * (1 - (x - x0)) + values[y0, x1] * (x - x0)
-            bottom = values[y1, x0] * (1 - (x - x0)) + values[y1, x1] * (x - x0)
-            out[i, j] = top * (1 - (y - y0)) + bottom * (y - y0)
-    return out
-
-
 def context_saliency(image, side):
     values = (image - image.min()) / (image.max() - image.min())
     share = min(1.0, side / max(image.shape))
@@ -178,7 +164,7 @@ def context_saliency(image, side):
                 if j != i
             )
             S[i] = 1 - np.exp(-np.mean(d[:64]))
-        S = _enlarged(S, cells)
+        S = enlarged(S, *cells)
         total += S / S.max() / 4
     total = total / total.max()
     foci = [(i, j) for i in range(cells[0]) for j in range(cells[1]) if total[i, j] > 0.8]
@@ -186,7 +172,7 @@ def context_saliency(image, side):
         for j in range(cells[1]):
             nearest = min(np.hypot(i - a, j - b) for a, b in foci) / max(cells)
             total[i, j] *= 1 - min(nearest, 1)
-    return torch.as_tensor(_enlarged(total, image.shape))
+    return torch.as_tensor(enlarged(total, *image.shape))
 
 
 def _linear(layer, x, R):
