@@ -10,6 +10,8 @@ LEAST = 1e-99
 """Smaller p-values are all the same to a reader."""
 SHARES = ("accuracy", "rejects")
 """Findings whose values are shares of images."""
+DIRECTIONS = {"centroid_x": ("moved left", "moved right"), "centroid_y": ("moved up", "moved down")}
+"""What a smaller and a greater value of a place mean in the image; other values fall and rise."""
 
 
 def statement(one: "Finding", alpha: float) -> str:
@@ -61,14 +63,14 @@ def _movement(one: "Finding") -> str:
 
 def _of_values(one: "Finding") -> str:
     before, after = one.details["before"], one.details["after"]
-    return f"{_direction(before, after)} {_values(before, after, _percent if one.name in SHARES else _number)}"
+    return f"{_direction(one, before, after)} {_values(before, after, _percent if one.name in SHARES else _number)}"
 
 
 def _of_median(one: "Finding") -> str:
     before, after = one.details["median_before"], one.details["median_after"]
     if _number(before) == _number(after):
         return f"changed around a median of {_number(after)}"
-    return f"{_direction(before, after)}, the median {_values(before, after, _number)}"
+    return f"{_direction(one, before, after)}, the median {_values(before, after, _number)}"
 
 
 def _of_classes(one: "Finding") -> str:
@@ -86,8 +88,9 @@ MOVEMENTS: "dict[str, Callable[[Finding], str]]" = {
 """By the detail that a finding has, the most telling first."""
 
 
-def _direction(before: float, after: float) -> str:
-    return "rose" if after > before else "fell"
+def _direction(one: "Finding", before: float, after: float) -> str:
+    less, more = DIRECTIONS.get(one.name.rpartition(".")[2], ("fell", "rose"))
+    return more if after > before else less
 
 
 def _values(before: float, after: float, told: Callable[[float], str]) -> str:

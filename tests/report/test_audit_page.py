@@ -1,5 +1,6 @@
 """The audit's page in a real browser: complete, without network, readable without script, inert to what data say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from playwright.sync_api import Browser, expect
 
 from pipeline.evaluation.aggatt import EDGES
 from pipeline.report.audit.gallery import KINDS
+from pipeline.report.audit.headline import headline
 from pipeline.report.audit.page import page
 from schemas.grids import SETTINGS
 
@@ -81,6 +83,16 @@ def test_where_no_map_moved_none_is_said_to_have(found: Nights, browser: Browser
         shown = tab.locator(".concerns")
         expect(shown.get_by_role("heading")).to_have_text("No map moved: the least alike of them")
         assert set(shown.get_by_text("distance").all_inner_texts()) == {"distance 0.000"}
+
+
+def test_images_that_moved_as_a_whole_are_told_where_no_class_can_be(found: Nights) -> None:
+    drift = found.alarmed.drift
+    assert drift is not None
+    unpaired = replace(drift, classes=(), findings=tuple(one for one in drift.findings if one.family == "population"))
+    moved = headline(replace(found.alarmed, drift=unpaired)).answer
+    assert "Over all images the evidence lies elsewhere; of which classes is not known: no class has 5 maps" in moved
+    calm = replace(unpaired, findings=tuple(replace(one, alert=False) for one in unpaired.findings))
+    assert "Whether the model looks where it did is not known" in headline(replace(found.alarmed, drift=calm)).answer
 
 
 def test_panels_frame_the_cell_of_their_class(alarmed: str, browser: Browser) -> None:

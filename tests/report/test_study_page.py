@@ -134,6 +134,7 @@ def test_one_model_and_one_method_say_what_is_missing(found: Study, browser: Bro
     )
     with opened(browser, written(page(alone), tmp_path), ready=False) as tab:
         expect(tab.get_by_role("heading", level=1)).to_have_text("Nothing to rank")
+        expect(tab.locator(".verdict .answer")).to_contain_text("two methods that a metric measures")
         expect(tab.locator("#model-1")).to_contain_text("That needs two metrics")
         expect(tab.locator("#models-beside")).to_contain_text("There is one model")
 

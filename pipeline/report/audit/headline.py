@@ -16,6 +16,8 @@ POINTS = 5
 NAMED = 6
 PLACES = ("class.map", "class.distance", "class.centroid_x", "class.centroid_y", "class.mass_centre")
 """Findings that say that the evidence lies elsewhere; the others say how strong or how concentrated it is."""
+OVERALL = ("map.centroid_x", "map.centroid_y", "map.mass_centre")
+"""The same of all images together."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,10 @@ def _answer_of_pairs(pairs: Finding) -> str:
 
 
 def _unknown(drift: Drift) -> str:
-    least = drift.spec.class_least
-    return f"Whether the model looks where it did is not known: no class has {least} maps in both runs."
+    none = f"no class has {drift.spec.class_least} maps in both runs"
+    if any(one.name in OVERALL for one in drift.alerts):
+        return f"Over all images the evidence lies elsewhere; of which classes is not known: {none}."
+    return f"Whether the model looks where it did is not known: {none}."
 
 
 def _against(night: "Night") -> str:

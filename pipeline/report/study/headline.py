@@ -68,7 +68,7 @@ def headline(study: "Study") -> Headline:
     points = [_point(study, race) for race in races]
     return Headline(
         verdict=_verdict(races),
-        answer=_answer(study),
+        answer=_answer(study) if races else "That takes two methods that a metric measures on one model.",
         points=tuple(points[:POINTS]),
         hidden=max(0, len(points) - POINTS),
         worse=_worse(study),
