@@ -61,7 +61,7 @@ class EmbeddingSettings(Frozen):
 
 
 class RulesSpec(Frozen):
-    """When a slice fails; it must in the half where it was found and in the other one. See BIAS rules in the report."""
+    """When a slice fails: in the half where it was found and in the other one. The report says the rules in words."""
 
     unit: Literal["class", "slice"] = Field(
         "class", description="class compares a slice's images with others of their class; slice takes it whole."

@@ -17,6 +17,7 @@ from pipeline.jobs.cluster import cluster
 from pipeline.jobs.progress import Display, display
 from pipeline.jobs.run import Selection
 from pipeline.jobs.sample import draw
+from pipeline.logs import named_run
 from pipeline.stream.finished import FinishedRun, open_run
 from pipeline.stream.ledger import Ledger
 from schemas.bias import BiasSpec
@@ -99,7 +100,11 @@ def bias(spec: BiasSpec) -> Discovery:
     Raises:
         RaylensError: see `pipeline.errors`; the same call goes on from where it stopped.
     """
-    shown = display(spec.progress)
+    with named_run():
+        return _discovered(spec, display(spec.progress))
+
+
+def _discovered(spec: BiasSpec, shown: Display) -> Discovery:
     try:
         with cluster(spec) as ready:
             explained, statements = _embedded(spec, shown, ready)

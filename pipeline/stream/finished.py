@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from pydantic import ValidationError
 
-from pipeline.errors import InputError, IntegrityError
+from pipeline.errors import InputError, IntegrityError, first_line
 from pipeline.stream.ledger import STATE, Ledger
 from pipeline.stream.storage import list_names, open_filesystem
 from schemas.explanations import SCHEMA_VERSION
@@ -189,8 +189,7 @@ def _check_files(address: str, record: RunRecord, footers: list[tuple[pa.Schema,
 
 
 def _unreadable(path: str, error: Exception) -> InputError:
-    reason = str(error).strip().split("\n", 1)[0]
     return InputError(
-        f"{path} cannot be read ({type(error).__name__}: {reason}); check the address and --storage, or explain the "
-        "images again with --overwrite"
+        f"{path} cannot be read ({type(error).__name__}: {first_line(error)}); check the address and --storage, or "
+        "explain the images again with --overwrite"
     )

@@ -143,14 +143,17 @@ def test_the_files_say_the_same(found: Discovery) -> None:
 
 
 def test_a_second_run_embeds_nothing_and_says_the_same(
-    found: Discovery, place: Path, monkeypatch: pytest.MonkeyPatch
+    found: Discovery, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def never(*_args: object) -> None:
         raise AssertionError("embedded again")
 
     monkeypatch.setattr(again_module, "run", never)
-    again = bias(spec(place, Path(found.spec.output)))
+    again = bias(spec(place, Path(found.spec.output), progress="json"))
     assert again.to_json()["findings"] == found.to_json()["findings"]
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert lines[-1]["event"] == "done"
+    assert len({line["run"] for line in lines}) == 1
 
 
 @pytest.fixture(scope="module")
