@@ -169,6 +169,18 @@ def _planned(spec: JobSpec, ledger: Ledger, shown: Display, selection: Selection
         return ledger.freeze(selection.plan)
     found = sources.find(spec.input, spec.storage, forced=spec.format, image=spec.image_field)
     ledger.write_json({"identity": identity, "digest": spec.digest()}, STATE, "job.json")
+    try:
+        plan = _listed(spec, ledger, found)
+    except InputError:  # no image was read: the output is free for the job whose input is mended
+        for name in ("plan.json", "job.json"):
+            ledger.remove(STATE, name)
+        raise
+    kinds = sorted({item.format for item in found})
+    shown.say("input", format=" and ".join(kinds), files=len(found), shards=len(plan))
+    return plan
+
+
+def _listed(spec: JobSpec, ledger: Ledger, found: list[sources.Found]) -> list[Shard]:
     fields = sources.Fields(spec.image_field, spec.label_field, spec.id_field, spec.attributes)
     state = f"{spec.output.rstrip('/')}/{STATE}"
     plan = ledger.freeze(sources.plan(found, spec.storage, fields, state=state))
@@ -176,8 +188,6 @@ def _planned(spec: JobSpec, ledger: Ledger, shown: Display, selection: Selection
         raise InputError(
             f"input {', '.join(spec.input)} holds no images; known are folders, tars, Parquet and manifests"
         )
-    kinds = sorted({item.format for item in found})
-    shown.say("input", format=" and ".join(kinds), files=len(found), shards=len(plan))
     return plan
 
 

@@ -327,5 +327,8 @@ def _written(found: Study, ledger: Ledger, shown: Display) -> dict[str, Any]:
         ledger.write_table(table, "tables", f"{name}.parquet")
     result = found.to_json()
     ledger.write_json(result, RESULT)
+    for one in found.entrants:
+        if one.misfit:
+            shown.say("not measured", model=one.model, method=one.method, why=one.misfit)
     shown.say("studied", models=len(found.predictions), report=f"{found.spec.output}/{REPORT}")
     return result

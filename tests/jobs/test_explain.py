@@ -108,6 +108,17 @@ def test_another_job_into_the_same_output_is_refused_with_the_difference(tars: P
     assert {row["method"] for row in rows(tmp_path / "out")} == {"eigencam"}
 
 
+@pytest.mark.parametrize(("manifest", "told"), [("uri,label\n", "holds no images"), ("uri\na.png\n", "no column")])
+def test_a_job_whose_input_was_wrong_is_mended_without_overwriting(
+    tars: Path, tmp_path: Path, manifest: str, told: str
+) -> None:
+    (tmp_path / "wrong.csv").write_text(manifest)
+    wrong = job(tmp_path / "wrong.csv", tmp_path / "out", label_field="label")
+    with pytest.raises(InputError, match=told):
+        explain(wrong)
+    assert explain(job(tars, tmp_path / "out")).images == 60
+
+
 def test_how_a_job_runs_may_change_between_a_run_and_its_resumption(tars: Path, tmp_path: Path) -> None:
     explain(job(tars, tmp_path / "out", workers=1))
     assert explain(job(tars, tmp_path / "out", workers=2, max_reject_share=0.5)).images == 60

@@ -127,6 +127,16 @@ def test_a_method_that_does_not_fit_is_a_row(found: tuple[Path, dict[str, Any]])
     assert pq.read_table(output / "tables" / "misfits.parquet").num_rows == 2
 
 
+def test_a_method_that_does_not_fit_is_told_in_the_end(
+    tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(spec(tars, tmp_path, methods=["gradcam", "chefer"], measure={"images": 2}, progress="json"))
+    *_, told, last = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (told["event"], told["model"], told["method"]) == ("not measured", "tiny_cnn", "chefer")
+    assert "attention" in told["why"]
+    assert last["event"] == "studied"
+
+
 def test_the_tables_say_what_the_result_says(found: tuple[Path, dict[str, Any]]) -> None:
     output, result = found
     written = pq.read_table(output / "tables" / "scores.parquet").to_pylist()
