@@ -220,7 +220,7 @@ def _judged(
         performance,
         metric_rows(measured, spec.measure.metrics, grid_rows(grids) if grids else ()),
         drift,
-        tuple(one for one in history.nights() if one.night != name),
+        tuple(history.before(name)),
         (*statements, *performance.statements, *(drift.statements if drift else ())),
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 
 from pipeline.errors import InputError
@@ -24,25 +25,28 @@ class History:
         self._address = address.rstrip("/")
 
     def nights(self) -> list[NightRecord]:
-        """Finished nights, the earliest first."""
+        """Finished nights, in the order in which they were first done."""
         saved = self.ledger.read_json(INDEX) or []
         return [NightRecord(**values) for values in saved]
+
+    def before(self, night: str) -> list[NightRecord]:
+        """Nights before this one; all of them where it is new."""
+        return list(takewhile(lambda one: one.night != night, self.nights()))
 
     def folder(self, night: str) -> str:
         """Address of a night."""
         return f"{self._address}/{night}"
 
     def add(self, record: NightRecord) -> None:
-        """Writes a night into the index, in place of an earlier run of the same night."""
-        others = [one for one in self.nights() if one.night != record.night]
-        ordered = sorted([*others, record], key=lambda one: one.finished)
-        self.ledger.write_json([one.model_dump(mode="json") for one in ordered], INDEX)
+        """Writes a night into the index; one that is done again keeps its place."""
+        nights = {one.night: one for one in self.nights()} | {record.night: record}
+        self.ledger.write_json([one.model_dump(mode="json") for one in nights.values()], INDEX)
 
     def earlier(self, against: str, night: str) -> str | None:
         """Address of the explanations that a night is compared with.
 
         Args:
-            against: `previous`, `none`, the name of a night, or an address.
+            against: `previous`, the last one before it; `none`, the name of a night, or an address.
             night: that is compared; never with itself.
 
         Returns:
@@ -55,7 +59,7 @@ class History:
         if against == "none":
             return None
         if against == "previous":
-            return next(reversed(known.values()), None)
+            return next((one.explained for one in reversed(self.before(night))), None)
         if against in known:
             return known[against]
         if "/" in against:
