@@ -1,7 +1,5 @@
 """Attribution methods by name. A new method: one class in its family's file, and one line here."""
 
-import inspect
-
 from pipeline.attribution.attention import Chefer, Rollout
 from pipeline.attribution.attnlrp import AttnLRP
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits
@@ -37,6 +35,7 @@ from pipeline.attribution.srmap import SRMap
 from pipeline.attribution.superpixels import LIME, KernelSHAP
 from pipeline.attribution.tokencut import TokenCut
 from pipeline.attribution.vps import VPS
+from pipeline.catalogue import named
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
 
@@ -98,12 +97,7 @@ def create(name: str, model: LoadedModel, *, seed: int = 0, **parameters: object
     Raises:
         MethodError: no such method, it has no such parameter, or it does not fit the model.
     """
-    if name not in METHODS:
-        raise MethodError(f"no method is named {name!r}; there are: {', '.join(METHODS)}")
-    method = METHODS[name]
-    known = [p for p in inspect.signature(method).parameters if p not in ("model", "seed")]
-    if unknown := sorted(parameters.keys() - set(known)):
-        raise MethodError(f"method {name} has no parameter {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
+    method = named("method", METHODS, name, parameters, bound=("model", "seed"))
     if reason := method.misfit(model):
         obstacle = f" ({model.obstacle})" if model.obstacle else ""
         fitting = [other for other, candidate in METHODS.items() if candidate.misfit(model) is None]

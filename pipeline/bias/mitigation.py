@@ -5,7 +5,7 @@ differences between rows of a table come from the recipe and its groups alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -227,7 +227,7 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
-        plain_values: dict[str, Any] = to_jsonable_python(asdict(self))
+        plain_values: dict[str, Any] = to_jsonable_python(self)
         return plain_values
 
 

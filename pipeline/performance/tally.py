@@ -95,12 +95,12 @@ def tallies(images: Scored, groups: Counts, names: Sequence[Key], bins: int) -> 
     Returns:
         Tallies by name; a group without an image is empty.
     """
+    member = groups >= 0
 
     def total(weights: NDArray[np.generic]) -> Floats:
         summed = np.bincount(groups[member], weights[member].astype(np.float64), minlength=len(names))
         return summed.astype(np.float64)
 
-    member = groups >= 0
     labelled, right = images.labelled, images.right
     counts = np.stack([total(column) for column in (np.ones_like(groups), labelled, right, images.in_top5)], axis=1)
     sums = [images.score, images.margin, images.entropy, images.score * right]

@@ -29,9 +29,7 @@ class Steps(nn.Module):
         self.feeds, self.results = tuple(feeds), tuple(results)
         self.constants = nn.Module()
         self._kept: dict[str, Tensor] = {}
-        self._places: dict[int, str] = {}
         self._plan = self._planned(steps)
-        self._places.clear()
 
     def forward(self, *inputs: Tensor) -> Any:
         """Runs the steps.
@@ -64,6 +62,7 @@ class Steps(nn.Module):
     def _planned(self, steps: Sequence[Step]) -> list[Any]:
         """For every step its module, inputs, outputs, and the values that no later step reads."""
         alive = set(self.results)
+        places: dict[int, str] = {}
         plan = []
         for step in reversed(steps):
             assert step.module is not None
@@ -71,14 +70,15 @@ class Steps(nn.Module):
             alive |= {*step.reads}
             self.add_module(step.name, step.module)
             reads = [
-                self._store(i) if isinstance(i, Tensor) else ("value" if i else "none", i or "") for i in step.inputs
+                self._store(i, places) if isinstance(i, Tensor) else ("value" if i else "none", i or "")
+                for i in step.inputs
             ]
             plan.append((step.name, reads, step.outputs, tuple(finished)))
         return plan[::-1]
 
-    def _store(self, constant: Tensor) -> Read:
-        """Keeps a constant: weights as parameters, numbers as buffers, shapes as they are."""
-        name = self._places.setdefault(id(constant), f"constant_{len(self._places)}")
+    def _store(self, constant: Tensor, places: dict[int, str]) -> Read:
+        """Keeps a constant, once: weights as parameters, numbers as buffers, shapes as they are."""
+        name = places.setdefault(id(constant), f"constant_{len(places)}")
         if name in self._kept or hasattr(self.constants, name):
             pass
         elif constant.is_floating_point() and constant.numel() > 1:
