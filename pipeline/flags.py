@@ -140,7 +140,7 @@ def merged(spec: type[BaseModel], values: Values) -> Values:
         if _is_mapping(info):
             content[name] = {**_mapping(name, content.get(name)), **pairs(name, value)}
         else:
-            content[name] = _items(info, value) if isinstance(value, str) else value
+            content[name] = _items(name, info, value) if isinstance(value, str) else value
     return content
 
 
@@ -184,20 +184,39 @@ def _mapping(name: str, value: object) -> Values:
 
 
 def pairs(name: str, items: list[str]) -> Values:
+    """Values of a flag that is given as KEY=VALUE; a value is read as YAML.
+
+    Args:
+        name: of the field.
+        items: what was given.
+
+    Returns:
+        Values by key.
+
+    Raises:
+        SpecError: an item is no pair, or its value is no YAML.
+    """
     found = {}
     for item in items:
         key, sign, value = item.partition("=")
         if not sign or not key:
             raise SpecError(f"--{name.replace('_', '-')} {item!r}: expected KEY=VALUE")
-        found[key] = yaml.safe_load(value)
+        found[key] = _value(name, value)
     return found
 
 
-def _items(info: FieldInfo, text: str) -> Any:
+def _value(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--{name.replace('_', '-')}: expected a value as in YAML, found {text!r}; quote it") from error
+
+
+def _items(name: str, info: FieldInfo, text: str) -> Any:
     """`0.5,0.5,0.5` for a tuple, `224` for a pair; other values stay text, which pydantic reads."""
     if "tuple" not in str(info.annotation):
         return text
-    parts = [yaml.safe_load(part) for part in text.replace("x", ",").split(",")]
+    parts = [_value(name, part) for part in text.replace("x", ",").split(",")]
     return parts[0] if len(parts) == 1 else parts
 
 

@@ -217,7 +217,7 @@ def seen(text: str | None, size: tuple[int, int], preprocessing: Preprocessing) 
         return None
     try:
         boxes = np.asarray(json.loads(text), dtype=np.float32).reshape(-1, 4)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):  # the last where the text is nested too deeply
         boxes = np.full((1, 4), np.nan, np.float32)
     if not np.isfinite(boxes).all():
         return RowError("bad_boxes", f"expected JSON of [[x0, y0, x1, y1], ...], found {text[:80]!r}", stage="graph")

@@ -20,6 +20,12 @@ def test_key_value_pairs() -> None:
             pairs("model_args", [wrong])
 
 
+@pytest.mark.parametrize(("name", "text"), [("size", "[224"), ("storage", ["key=[a"]), ("storage", ["key=@a"])])
+def test_a_value_that_is_no_yaml_is_a_clear_error(name: str, text: Any) -> None:
+    with pytest.raises(SpecError, match=f"--{name}: expected a value as in YAML"):
+        parsed(JobSpec, {"input": ["/a"], "output": "/b", "model": "m", name: text})
+
+
 def test_pairs_of_flags_are_added_to_those_of_the_file(tmp_path: Path) -> None:
     config = {"input": "/a", "output": "/b", "model": "m", "model_args": {"depth": 3, "width": 4}}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))

@@ -65,3 +65,18 @@ class Sample(NamedTuple):
     label: str | None = None
     error: RowError | None = None
     attributes: Mapping[str, str] = {}
+
+
+def shard_error(shard: Shard, row: int, code: str, message: str) -> Sample:
+    """One row for all that cannot be read of a shard.
+
+    Args:
+        shard: that is damaged, or gone.
+        row: the first that is missing.
+        code: key of `schemas.rejects.REJECT_CODES`.
+        message: what was found.
+
+    Returns:
+        A sample without an image.
+    """
+    return Sample(row, f"{shard.name}#{row}", shard.address, b"", None, RowError(code, message, stage="read"))

@@ -70,6 +70,7 @@ def is_image(path: str) -> bool:
 
 
 def files(filesystem: AbstractFileSystem, path: str) -> Iterator[str]:
+    """Paths of the files below a folder, in a stable order, without holding the listing."""
     if is_local(filesystem):
         for folder, folders, names in os.walk(path, onerror=_refuse):
             folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.errors import InputError, RowError
-from pipeline.stream.shards import Sample, Shard
+from pipeline.errors import InputError, RowError, first_line
+from pipeline.stream.shards import Sample, Shard, shard_error
 from pipeline.stream.sources.attributes import texts
 from pipeline.stream.sources.manifest import ID_FIELDS, LABEL_FIELDS
 from pipeline.stream.storage import from_storage, open_filesystem
@@ -137,15 +137,11 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
             if shard.rows is not None and row < shard.first + shard.rows:  # Arrow takes a short column for the end
                 raise pa.ArrowInvalid(f"the footer promises {shard.rows} rows, its row groups hold {row - shard.first}")
     except FileNotFoundError:
-        yield _shard_error(shard, row, "missing_object", "the file does not exist any more")
+        yield shard_error(shard, row, "missing_object", "the file does not exist any more")
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and from_storage(error):
             raise
-        yield _shard_error(shard, row, "unreadable_shard", f"after row {row}: {str(error).splitlines()[0]}")
-
-
-def _shard_error(shard: Shard, row: int, code: str, message: str) -> Sample:
-    return Sample(row, f"{shard.name}#{row}", shard.address, b"", None, RowError(code, message, stage="read"))
+        yield shard_error(shard, row, "unreadable_shard", f"after row {row}: {first_line(error)}")
 
 
 def _sample(shard: Shard, row: int, values: dict[str, Any]) -> Sample:

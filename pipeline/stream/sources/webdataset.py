@@ -11,7 +11,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import RowError
-from pipeline.stream.shards import Sample, Shard
+from pipeline.stream.shards import Sample, Shard, shard_error
 from pipeline.stream.sources.attributes import texts
 from pipeline.stream.storage import from_storage, open_filesystem
 
@@ -53,7 +53,7 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
             yield sample
             row = sample.row + 1
     except FileNotFoundError:
-        yield _shard_error(shard, row, "missing_object", "the tar does not exist any more")
+        yield shard_error(shard, row, "missing_object", "the tar does not exist any more")
     except DAMAGE as error:
         yield _damaged(shard, row, error)
     except OSError as error:  # bz2 has no exception of its own
@@ -64,11 +64,7 @@ def read(shard: Shard, storage: dict[str, Any]) -> Iterator[Sample]:
 
 def _damaged(shard: Shard, row: int, error: Exception) -> Sample:
     code = "truncated_shard" if row else "unreadable_shard"
-    return _shard_error(shard, row, code, f"after {row} samples: {error}")
-
-
-def _shard_error(shard: Shard, row: int, code: str, message: str) -> Sample:
-    return Sample(row, f"{shard.name}#{row}", shard.address, b"", None, RowError(code, message, stage="read"))
+    return shard_error(shard, row, code, f"after {row} samples: {error}")
 
 
 class _Member(tarfile.TarInfo):
@@ -181,7 +177,7 @@ def _json(content: bytes | RowError | None) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter where it is nested too deeply
         return {}
     return values if isinstance(values, dict) else {}
 

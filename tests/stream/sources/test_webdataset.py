@@ -81,6 +81,7 @@ def test_the_key_ends_at_the_first_dot_of_the_file_name(tmp_path: Path, name: st
         ({"json": b'{"fine": 1}'}, "coarse", None),
         ({"json": b"not json"}, None, None),
         ({"json": b"[1, 2]"}, None, None),
+        ({"json": b"[" * 100_000}, None, None),
         ({"cls": b"\xff"}, None, "�"),
         ({}, None, None),
         ({"left.cls": b"6"}, None, "6"),
