@@ -1,12 +1,12 @@
 """The same images by every method: the first of the random sample, not the prettiest."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.measuring import rank
 from pipeline.report.album import Album, album
-from pipeline.report.explanation import Explanation, batches
+from pipeline.report.explanation import Explanation, explanations
 from pipeline.report.html.number import fixed
 from pipeline.report.html.picture import Picture
 from pipeline.stream.finished import FinishedRun
@@ -49,7 +49,7 @@ def strips(study: "Study", model: str) -> list[Strip]:
     """
     runs = {name: run for (of_model, name), run in study.measured.items() if of_model == model}
     chosen = _chosen(runs.values(), study.spec.measure.seed)
-    found = {name: _explanations(run, chosen) for name, run in runs.items()}
+    found = {name: explanations(run, chosen) for name, run in runs.items()}
     first = {image: one for explained in reversed(found.values()) for image, one in explained.items()}
     run = study.predictions[model]
     photographs = album(run, first.values(), run.labels)
@@ -60,17 +60,6 @@ def _chosen(runs: Iterable[FinishedRun], seed: int) -> list[str]:
     """The first images of the sample that a method explained."""
     names = {name for run in runs for batch in run.batches(["sample_id"]) for name in batch.column(0).to_pylist()}
     return sorted(names, key=lambda name: rank(name, seed))[:IMAGES]
-
-
-def _explanations(run: FinishedRun, wanted: list[str]) -> dict[str, Explanation]:
-    return dict(_found(run, set(wanted)))
-
-
-def _found(run: FinishedRun, wanted: set[str]) -> Iterator[tuple[str, Explanation]]:
-    for batch in batches(run):
-        for index, image in enumerate(batch.rows.column("sample_id").to_pylist()):
-            if image in wanted:
-                yield image, batch.explanation(index, 0.0)
 
 
 def _strip(photographs: Album, one: Explanation, image: str, found: dict[str, dict[str, Explanation]]) -> Strip:
