@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, expect
 from pipeline.evaluation.aggatt import EDGES
 from pipeline.report.audit.gallery import KINDS
 from pipeline.report.audit.headline import headline
+from pipeline.report.audit.metrics import sentences
 from pipeline.report.audit.page import page
 from schemas.grids import SETTINGS
 
@@ -170,6 +171,17 @@ def test_the_first_night_has_nothing_to_compare_with(found: Nights, browser: Bro
         expect(tab.locator("#images")).to_contain_text(KINDS["drifted"].empty)
         for concern in tab.locator(".concern").all():
             assert concern.locator("img").count() > 1
+
+
+def test_too_few_maps_to_test_are_told_from_untested_ones(found: Nights) -> None:
+    """Eight images; twelve grids are enough."""
+    rows = found.first.metrics
+    few = tuple(row for row in rows if row.name == "insertion")
+    bare = tuple(replace(row, controls={}) for row in few)
+    assert "By insertion and mprt, too few maps were measured" in " ".join(sentences(rows, 0.01))
+    assert list(sentences(bare, 0.01)) == [one for one in sentences(few, 0.01) if "too few" not in one]
+    notes = [headline(replace(found.first, metrics=each)).tiles[3].note for each in (rows, few, bare)]
+    assert notes == ["", "too few images to test", ""]
 
 
 def test_empty_parts_say_why(found: Nights, browser: Browser, tmp_path: Path) -> None:

@@ -162,7 +162,8 @@ def _maps_tile(night: "Night") -> Tile:
     known = [row.beats_random(night.spec.limits.alpha) for row in night.metrics]
     tested = [one for one in known if one is not None]
     value = f"{sum(tested)} of {len(tested)}" if tested else DASH
-    return Tile("Metrics better than random", value)
+    few = not tested and any("random" in row.controls for row in night.metrics)
+    return Tile("Metrics better than random", value, "too few images to test" if few else "")
 
 
 def _drift_tile(drift: Drift) -> Tile:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from pipeline.evaluation.significance import LEAST
 from pipeline.evaluation.table import Mean, MetricRow
 from pipeline.report.audit import plots
 from pipeline.report.html.number import DASH, fixed
@@ -102,6 +103,9 @@ def sentences(rows: Sequence[MetricRow], alpha: float) -> Iterator[str]:
     better, worse = ([name for name, one in known.items() if one is wanted] for wanted in (True, False))
     if better:
         yield f"By {_listed(better)}, the maps know more of the model than random maps do."
+    few = [row.name for row in rows if row.p_value is None and "random" in row.controls]
+    if few:
+        yield f"By {_listed(few)}, too few maps were measured to test them against random ones: that takes {LEAST}."
     if worse:
         yield f"By {_listed(worse)}, the maps are no better than random maps: do not rely on where they point."
     if any(not row.across_models for row in rows):
