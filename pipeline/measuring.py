@@ -17,7 +17,8 @@ from pipeline import records
 from pipeline.embedding import EmbeddingGraph
 from pipeline.errors import RowError
 from pipeline.evaluation import localisation, metrics
-from pipeline.evaluation.controls import edge_maps, random_maps
+from pipeline.evaluation.boxes import LEVELS, SCORE_BINS, box_sweep, score_histogram, scoremaps
+from pipeline.evaluation.controls import centre_maps, edge_maps, random_maps
 from pipeline.evaluation.metric import Explain, Explained, Measured, Metric, Subject
 from pipeline.graph import Columns, ExplanationGraph, seed_of
 from pipeline.grids import GridGraph
@@ -27,7 +28,7 @@ from pipeline.stream.sheets import GridSteps
 from pipeline.stream.steps import Steps
 from schemas.embeddings import EmbedSpec
 from schemas.graph import Device, GraphSpec
-from schemas.measures import LOCALISATION, MeasureSpec, MetricSpec
+from schemas.measures import BY_THRESHOLD, CENTRE, LOCALISATION, MeasureSpec, MetricSpec
 
 Ints = NDArray[np.int64]
 Boxes = NDArray[np.float32]
@@ -144,19 +145,20 @@ class MeasuringGraph(ExplanationGraph):
 
     def _box_columns(self, images: records.Rows, found: Columns, finite: Ints) -> Values:
         """Localisation of the images that have boxes in what the network sees."""
-        boxes = self._boxes(images)
-        masks = localisation.masks_of([_tensor(boxes[i]) for i in finite], self.model.preprocessing.size)
+        boxes, size = self._boxes(images), self.model.preprocessing.size
+        masks = localisation.masks_of([_tensor(boxes[i]) for i in finite], size)
         chosen = np.flatnonzero(masks.any(dim=2).any(dim=1).numpy())
         if len(chosen) == 0:
-            return {name: [None] * len(finite) for name in LOCALISATION}
+            return {field.name: [None] * len(finite) for field in box_fields()}
         maps, masks = torch.tensor(found["heatmaps"][finite[chosen], 0]), masks[chosen]
-        energy = localisation.energy(maps, masks)
-        pointing, ranked = localisation.pointing_game(maps, masks), localisation.relevance_rank(maps, masks)
-        columns = (pointing.value, pointing.chance, energy.value, ranked.value, energy.chance)
-        return {
-            name: _spread(column.tolist(), chosen, len(finite))
-            for name, column in zip(LOCALISATION, columns, strict=True)
-        }
+        truth = [_within(_tensor(boxes[i]), size) for i in finite[chosen]]
+        centred = _by_threshold(centre_maps(len(chosen), size), masks, truth)
+        columns = (
+            _on_masks(maps, masks)
+            | _by_threshold(maps, masks, truth)
+            | {f"{name}_{CENTRE}": column for name, column in centred.items()}
+        )
+        return {name: _spread(column.tolist(), chosen, len(finite)) for name, column in columns.items()}
 
     def _boxes(self, images: records.Rows) -> list[Boxes | RowError | None]:
         """Boxes of each image in px of what the network sees."""
@@ -198,8 +200,23 @@ def measure_fields(spec: MeasureSpec) -> list[pa.Field]:
         fields += [pa.field(name, pa.float32()) for name in metric.columns]
         fields.append(pa.field(metric.curve, pa.list_(pa.float32())))
     if spec.boxes is not None:
-        fields += [pa.field(name, pa.float32()) for name in LOCALISATION]
+        fields += box_fields()
     return fields
+
+
+def box_fields() -> list[pa.Field]:
+    """Columns of images with boxes.
+
+    Returns:
+        Nullable fields: the measures of each image, and lists from which thresholds are chosen for the whole run.
+    """
+    overlaps, counts = pa.list_(pa.float32(), LEVELS), pa.list_(pa.int32(), 2 * (SCORE_BINS + 1))
+    kinds = dict(zip(BY_THRESHOLD, (overlaps, overlaps, counts), strict=True))
+    return [
+        *(pa.field(name, pa.float32()) for name in LOCALISATION),
+        *(pa.field(name, kind) for name, kind in kinds.items()),
+        *(pa.field(f"{name}_{CENTRE}", kind) for name, kind in kinds.items()),
+    ]
 
 
 def seen(text: str | None, size: tuple[int, int], preprocessing: Preprocessing) -> Boxes | RowError | None:
@@ -230,6 +247,24 @@ def seen(text: str | None, size: tuple[int, int], preprocessing: Preprocessing) 
 def _tensor(boxes: Boxes | RowError | None) -> Tensor:
     """(M, 4); without boxes none."""
     return torch.tensor(boxes) if isinstance(boxes, np.ndarray) else torch.empty(0, 4)
+
+
+def _within(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes cut at the edges of what the network sees, for no box that is found reaches beyond."""
+    return torch.minimum(boxes.clamp_min(0), torch.tensor([size[1], size[0]] * 2))
+
+
+def _on_masks(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    energy = localisation.energy(maps, masks)
+    pointing, ranked = localisation.pointing_game(maps, masks), localisation.relevance_rank(maps, masks)
+    columns = (pointing.value, pointing.chance, energy.value, ranked.value, energy.chance)
+    return dict(zip(LOCALISATION, columns, strict=True))
+
+
+def _by_threshold(maps: Tensor, masks: Tensor, boxes: Sequence[Tensor]) -> dict[str, Tensor]:
+    scores = scoremaps(maps, (masks.shape[1], masks.shape[2]))
+    sweeps = [box_sweep(scores, boxes, every_contour=every) for every in (False, True)]
+    return dict(zip(BY_THRESHOLD, (*sweeps, score_histogram(scores, masks).flatten(1)), strict=True))
 
 
 def _part(batch: Explained, chosen: Ints) -> Explained:

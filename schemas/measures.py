@@ -68,3 +68,8 @@ class MeasureSpec(Frozen):
 
 LOCALISATION = ("pointing_game", "pointing_game_chance", "energy", "relevance_rank", "box_area")
 """Columns of images with boxes; the last is the chance level of the two before it."""
+CENTRE = "centre"
+"""Maps whose one bump is in the middle of every image: what chance is to measures that choose a threshold."""
+BY_THRESHOLD = ("box_overlap_largest", "box_overlap", "score_histogram")
+"""Columns of images with boxes that are lists, from which a run's thresholds are chosen: of `boxes.box_sweep` in its
+versions 1 and 2, and of `boxes.score_histogram`, flat. Each is also there of the centred maps, `NAME_centre`."""

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, JsonValue, model_validator
 from schemas.audit import MeasureSettings
 from schemas.graph import Frozen
 from schemas.job import MODEL_FIELDS, JobSpec
-from schemas.measures import CONTROLS
+from schemas.measures import CENTRE, CONTROLS
 
 REFUSED = {
     "method": "name the methods under `methods`",
@@ -17,7 +17,7 @@ REFUSED = {
     "embedding": "a study reads no embeddings",
 }
 """Fields of a job that a study does not have, with what to do instead."""
-RESERVED = ("predictions", "controls", "chance", *CONTROLS)
+RESERVED = ("predictions", "controls", "chance", CENTRE, *CONTROLS)
 """Names of folders and rows beside those of the methods."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 

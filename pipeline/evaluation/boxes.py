@@ -5,7 +5,6 @@ its 8 bits can tell apart, which are all that the official sweep over 1000 thres
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -18,21 +17,6 @@ LEVELS = 255
 """Thresholds l / 255 for l in 0..254; a pixel is found where its score, cut down to 8 bits, is above l."""
 DELTAS = (0.3, 0.5, 0.7)
 SCORE_BINS = 1000
-
-
-@dataclass(frozen=True)
-class BoxAccuracy:
-    """Share of the images whose box is found, 0..1.
-
-    Attributes:
-        on_test: threshold chosen on the very images that are scored, as the metric is defined: optimistic.
-        on_validation: threshold chosen on validation images; None without them.
-        thresholds: the thresholds of `on_validation`, or of `on_test` without it; one for each δ, 0..1.
-    """
-
-    on_test: float
-    on_validation: float | None
-    thresholds: tuple[float, ...]
 
 
 def scoremaps(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -78,29 +62,39 @@ def box_sweep(scores: Tensor, boxes: Sequence[Tensor], *, every_contour: bool) -
     return torch.tensor(np.array(rows).reshape(-1, LEVELS), dtype=torch.float32)
 
 
-def box_accuracy(test: Tensor, *, validation: Tensor | None = None, deltas: Sequence[float] = DELTAS) -> BoxAccuracy:
-    """MaxBoxAcc: the share of images with an overlap of at least δ, at the best threshold, mean over δ.
+def found_counts(sweep: Tensor, deltas: Sequence[float] = DELTAS) -> Tensor:
+    """How many images have their box found, by level; the counts of all batches of images add up.
 
-    Version 1 is a sweep over the largest contours with deltas (0.5,); version 2 one over every contour with the
-    default deltas. Images without a true box are left out.
+    MaxBoxAcc (Choe et al. 2020) is the share of the images at the level that is best for all of them: version 1 of a
+    sweep over the largest contours with deltas (0.5,), version 2 of one over every contour, the mean over the default
+    deltas, each of which has a level of its own.
 
     Args:
-        test: (N, 255) of `box_sweep`.
-        validation: the same of other images; those of other nights or a split of the data set.
-        deltas: least overlaps; each has a threshold of its own.
+        sweep: (N, 255) of `box_sweep`; images without a true box are left out.
+        deltas: least overlaps with which a box is found.
 
     Returns:
-        The accuracies, NaN without images.
+        (δ, 255) int64.
     """
-    at_test = _accuracies(test, deltas)
-    at_validation = at_test if validation is None else _accuracies(validation, deltas)
-    chosen = at_validation.argmax(dim=1)
-    held_out = float(at_test.gather(1, chosen[:, None]).mean())
-    return BoxAccuracy(
-        on_test=float(at_test.amax(dim=1).mean()),
-        on_validation=None if validation is None else held_out,
-        thresholds=tuple(level / LEVELS for level in chosen.tolist()),
-    )
+    return torch.stack([(sweep >= delta).sum(dim=0) for delta in deltas])
+
+
+def found_at(sweep: Tensor, levels: Tensor, deltas: Sequence[float] = DELTAS) -> Tensor:
+    """Which images have their box found at chosen levels.
+
+    The mean over the images that `found_counts` counted is MaxBoxAcc where the levels are the best of their counts, as
+    the metric is defined, and held out where they are the best of other images.
+
+    Args:
+        sweep: (N, 255) of `box_sweep`.
+        levels: (δ,) int64, one for each least overlap.
+        deltas: as of `found_counts`.
+
+    Returns:
+        (N,) float32 share of the least overlaps that are reached; NaN for an image without a true box.
+    """
+    chosen = sweep[:, levels]
+    return (chosen >= chosen.new_tensor(deltas)).float().mean(dim=1).where(~chosen.isnan().any(dim=1), torch.nan)
 
 
 def score_histogram(scores: Tensor, masks: Tensor, ignored: Tensor | None = None) -> Tensor:
@@ -122,19 +116,20 @@ def score_histogram(scores: Tensor, masks: Tensor, ignored: Tensor | None = None
     return found.scatter_add_(1, index.flatten(1), counted.flatten(1)).view(-1, 2, len(edges))
 
 
-def pixel_precision(histogram: Tensor) -> float:
+def pixel_precision(histogram: Tensor) -> Tensor:
     """PxAP: the area under the curve of precision over recall of pixels, for every threshold on the score.
 
     Args:
-        histogram: (2, 1001) of `score_histogram`, summed over images.
+        histogram: (..., 2, 1001) of `score_histogram`, summed over images.
 
     Returns:
-        0..1; the share of pixels in the mask for scores that know nothing; NaN where no pixel is in a mask.
+        (...) float64, 0..1; the share of pixels in the mask for scores that know nothing; NaN where no pixel is in one.
     """
-    negative, positive = histogram.double().flip(1).cumsum(dim=1)
+    negative, positive = histogram.double().flip(-1).cumsum(dim=-1).unbind(dim=-2)
     precision = positive / (positive + negative).clamp_min(1)
-    recall = positive / positive[-1].where(positive[-1] > 0, torch.nan)
-    return float((precision * recall.diff(prepend=recall.new_zeros(1))).sum())
+    pixels = positive[..., -1:]
+    recall = positive / pixels.where(pixels > 0, torch.nan)
+    return (precision * recall.diff(prepend=torch.zeros_like(pixels))).sum(dim=-1)
 
 
 def overlap(found: NDArray[np.int64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -171,9 +166,3 @@ def _swept(image: NDArray[np.uint8], truth: NDArray[np.float64], *, every_contou
         found = contour_boxes(image, level, every_contour=every_contour)
         best[level] = overlap(found, truth).max(initial=0)
     return best
-
-
-def _accuracies(sweep: Tensor, deltas: Sequence[float]) -> Tensor:
-    """(N, 255) overlaps to (δ, 255) shares of the images."""
-    known = sweep[~sweep.isnan().any(dim=1)]
-    return torch.stack([(known >= delta).double().mean(dim=0) for delta in deltas])

@@ -9,7 +9,7 @@ from scipy.stats import kendalltau, t
 
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.significance import Floats, adjusted, signed_rank
-from schemas.measures import Metrics
+from schemas.measures import CENTRE, Metrics
 
 Values = Mapping[str, Mapping[str, float]]
 """By metric, a value for each image by its id."""
@@ -215,9 +215,9 @@ def _mean(one: Entrant, metric: str) -> Score:
 
 
 def _against_control(one: Entrant, present: Sequence[Entrant], measure: Measure) -> float | None:
-    """p-value against the row that a method has to beat; where that has no value, against the chance level."""
+    """p-value against the row that a method has to beat; where that has no value, against centred maps or chance."""
     by_name = {other.method: other for other in present if other.values.get(measure.name)}
-    control = by_name.get(one.control) or by_name.get(CHANCE)
+    control = by_name.get(one.control) or by_name.get(CENTRE) or by_name.get(CHANCE)
     if control is None:
         return None
     sign = 1 if measure.higher_is_better else -1

@@ -52,6 +52,22 @@ def edge_maps(x: Tensor, _targets: Tensor, _seeds: Tensor) -> Tensor:
     return torch.hypot(*gradients.unbind(dim=1))
 
 
+def centre_maps(count: int, size: tuple[int, int]) -> Tensor:
+    """The same bump in the middle of every image, where objects often are (Choe et al. 2020, "center baseline").
+
+    An isotropic Gaussian whose deviation is half the shorter side; measures that sweep a threshold hardly depend on it.
+
+    Args:
+        count: of the maps.
+        size: height and width, px.
+
+    Returns:
+        (N, H, W) float32 in 0..1.
+    """
+    y, x = ((torch.arange(side) + 0.5 - side / 2) * 2 / min(size) for side in size)
+    return torch.exp(-(y[:, None].square() + x[None, :].square()) / 2).expand(count, *size)
+
+
 CONTROLS: dict[str, Explain] = {
     "random": random_maps,
     "randomcells": partial(random_maps, size=(7, 7)),

@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.evaluation.comparison import Values
 from pipeline.evaluation.table import CHANCE_LEVELS
+from pipeline.evaluation.weak_localisation import PXAP, weak_localisation
 from pipeline.stream.finished import FinishedRun
 from schemas.measures import Metrics
 
@@ -24,7 +25,8 @@ def own_values(run: FinishedRun, metrics: Metrics) -> Values:
     Returns:
         By metric and, where images have boxes, by localisation measure.
     """
-    return _read(run, {one.name: one.name for one in metrics} | {name: name for name in LEVELS})
+    found = _read(run, {one.name: one.name for one in metrics} | {name: name for name in LEVELS})
+    return {**found, **weak_localisation(run)}
 
 
 def control_values(run: FinishedRun, metrics: Metrics, control: str) -> Values:
@@ -42,7 +44,7 @@ def control_values(run: FinishedRun, metrics: Metrics, control: str) -> Values:
 
 
 def chance_levels(run: FinishedRun) -> Values:
-    """What a point or a cell at random would have.
+    """What a point, a cell or pixels at random would have.
 
     Args:
         run: that measured images with boxes.
@@ -50,7 +52,7 @@ def chance_levels(run: FinishedRun) -> Values:
     Returns:
         By localisation measure; nothing where no image has a box.
     """
-    return _read(run, LEVELS)
+    return _read(run, LEVELS | {PXAP: "box_area"})
 
 
 def grid_values(run: FinishedRun, column: str) -> Values:

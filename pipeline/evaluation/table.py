@@ -9,8 +9,9 @@ from pydantic_core import to_jsonable_python
 
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.significance import Floats, adjusted, signed_rank
+from pipeline.evaluation.weak_localisation import PXAP, weak_localisation
 from pipeline.stream.finished import FinishedRun
-from schemas.measures import CONTROLS, LOCALISATION, Metrics
+from schemas.measures import CENTRE, CONTROLS, LOCALISATION, Metrics
 
 CHANCE_LEVELS = {
     "pointing_game": ("pointing_game_chance", "Zhang et al. 2018, section 4.1"),
@@ -18,6 +19,7 @@ CHANCE_LEVELS = {
     "relevance_rank": ("box_area", "Arras et al. 2022"),
 }
 """Measures of images with boxes, with the column of their chance level and their paper."""
+WEAK_SOURCE = "Choe et al. 2020"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class MetricRow:
     """One metric.
 
     Attributes:
-        name: key of `METRICS`, or of `LOCALISATION`.
+        name: key of `METRICS`, of `LOCALISATION`, or of `pipeline.evaluation.weak_localisation.MEASURES`.
         higher_is_better: its direction.
         across_models: whether it can be compared between models.
         method: of the method's maps.
@@ -79,11 +81,12 @@ def metric_rows(run: FinishedRun | None, metrics: Metrics, grids: Sequence[Metri
         grids: rows of `pipeline.evaluation.grid_table.grid_rows`, whose p-values are corrected with the others'.
 
     Returns:
-        A row a metric, those of the grids, then those of localisation where images have boxes.
+        A row a metric, those of the grids, then those of localisation where images have boxes, whose thresholds are
+        chosen last.
     """
     columns = _columns(run, metrics) if run else {}
     rows = [_row(metric.name, metric.controls, columns, metric.curve) for metric in metrics] if run else []
-    return (*_corrected([*rows, *grids]), *_localisation(columns))
+    return (*_corrected([*rows, *grids]), *_localisation(columns), *(_weak(run, columns) if run else ()))
 
 
 def _columns(run: FinishedRun, metrics: Metrics) -> dict[str, list[Any]]:
@@ -171,4 +174,23 @@ def _localisation(columns: dict[str, list[Any]]) -> list[MetricRow]:
         )
         for name, (level, source) in CHANCE_LEVELS.items()
         if any(value is not None for value in columns.get(name, ()))
+    ]
+
+
+def _weak(run: FinishedRun, columns: dict[str, list[Any]]) -> list[MetricRow]:
+    """Rows with centred maps for a control; pixels drawn at random have a chance level besides."""
+    centred = weak_localisation(run, CENTRE)
+    chance = {PXAP: {"chance": mean(_floats(columns.get("box_area", ())))}}
+    return [
+        MetricRow(
+            name,
+            higher_is_better=True,
+            across_models=True,
+            method=mean(_floats([*values.values()])),
+            controls={CENTRE: mean(_floats([*centred[name].values()]))} | chance.get(name, {}),
+            p_value=None,
+            curve=(),
+            source=WEAK_SOURCE,
+        )
+        for name, values in weak_localisation(run).items()
     ]

@@ -21,6 +21,7 @@ from pipeline.evaluation.comparison import (
 )
 from pipeline.evaluation.metrics import create
 from pipeline.evaluation.readings import LEVELS, chance_levels, control_values, curves, grid_values, own_values
+from pipeline.evaluation.weak_localisation import MEASURES, weak_localisation
 from pipeline.jobs.bench import Bench, Shape, Trial, bench, device_of, folder
 from pipeline.jobs.cluster import cluster
 from pipeline.jobs.explain import clear, explain
@@ -34,7 +35,7 @@ from pipeline.stream.ledger import STATE, Ledger
 from pipeline.stream.shards import Shard
 from schemas.graph import Device
 from schemas.grids import SETTINGS, GridsSpec
-from schemas.measures import CONTROLS, MeasureSpec, Metrics
+from schemas.measures import CENTRE, CONTROLS, MeasureSpec, Metrics
 from schemas.study import MethodSpec, StudySpec
 
 RESULT = "study.json"
@@ -241,7 +242,7 @@ def conduct(spec: StudySpec, shown: Display, ready: Callable[[], None]) -> Study
         tried = [_tried(one_round, one, trial, predictions[one.name]) for trial in one.trials]
         found |= {(one.name, each.entrant.method): each for each in tried}
         entrants += [*(each.entrant for each in tried), *_controls(one_round, one, tried)]
-    others = [name for name in (*SETTINGS, *LEVELS) if any(name in one.values for one in entrants)]
+    others = [name for name in (*SETTINGS, *LEVELS, *MEASURES) if any(name in one.values for one in entrants)]
     compared = measures(spec.measure.metrics, others)
     found_scores = scores(entrants, compared)
     told = (one_round.sample.statement, *(text for each in found.values() for text in each.statements))
@@ -292,7 +293,7 @@ def _tried(one_round: Round, one: Bench, trial: Trial, predictions: FinishedRun)
 
 
 def _controls(one_round: Round, one: Bench, tried: Sequence[Found]) -> Iterator[Entrant]:
-    """Rows of maps that know nothing: noise for each shape of maps, edges, and the chance level."""
+    """Rows of maps that know nothing: noise for each shape of maps, edges, the chance level, and centred maps."""
     metrics = tuple(metric for metric in one_round.spec.measure.metrics if metric.controls)
     grids = {each.trial.shape: each.grids for each in tried if each.grids}
     edges: Values = {}
@@ -309,7 +310,9 @@ def _controls(one_round: Round, one: Bench, tried: Sequence[Found]) -> Iterator[
         )
         yield Entrant(one.name, _random(shape), random)
     yield Entrant(one.name, "edges", edges)
-    yield Entrant(one.name, CHANCE, next((chance_levels(each.measured) for each in tried if each.measured), {}))
+    measured = next((each.measured for each in tried if each.measured), None)
+    yield Entrant(one.name, CHANCE, chance_levels(measured) if measured else {})
+    yield Entrant(one.name, CENTRE, weak_localisation(measured, CENTRE) if measured else {})
 
 
 def _random(shape: Shape) -> str:

@@ -10,9 +10,10 @@ from sklearn.metrics import average_precision_score
 from pipeline.evaluation.boxes import (
     DELTAS,
     LEVELS,
-    box_accuracy,
     box_sweep,
     contour_boxes,
+    found_at,
+    found_counts,
     overlap,
     pixel_precision,
     score_histogram,
@@ -32,6 +33,12 @@ def rectangles(*boxes):
     for heatmap, (x0, y0, x1, y1) in zip(maps, boxes, strict=True):
         heatmap[y0:y1, x0:x1] = 1
     return maps
+
+
+def accuracy(sweep, deltas=DELTAS, levels=None):
+    """The mean over the images; at their own best levels where none are given."""
+    best = found_counts(sweep, deltas).argmax(dim=1) if levels is None else levels
+    return float(found_at(sweep, best, deltas).nanmean())
 
 
 def truths(*boxes):
@@ -72,7 +79,7 @@ def test_perfect_maps_are_found_at_every_overlap():
     boxes = (3, 2, 12, 9), (0, 0, 5, 18), (20, 10, 24, 18)
     for every_contour in (False, True):
         found = box_sweep(rectangles(*boxes), truths(*boxes), every_contour=every_contour)
-        assert box_accuracy(found, deltas=(1.0,)).on_test == 1.0
+        assert accuracy(found, (1.0,)) == 1.0
 
 
 def test_the_largest_contour_and_every_contour():
@@ -98,27 +105,33 @@ def test_thresholds_may_be_chosen_on_other_images():
     """On the test images the best level is the second, on those of validation the first."""
     test, validation = torch.zeros(4, LEVELS), torch.zeros(2, LEVELS)
     test[:1, 0], test[:3, 1], validation[:, 0] = 0.9, 0.9, 0.9
-    alone = box_accuracy(test, deltas=(0.5,))
-    assert (alone.on_test, alone.on_validation, alone.thresholds) == (0.75, None, (1 / LEVELS,))
-    both = box_accuracy(test, validation=validation, deltas=(0.5,))
-    assert (both.on_test, both.on_validation, both.thresholds) == (0.75, 0.25, (0.0,))
+    assert accuracy(test, (0.5,)) == 0.75
+    assert accuracy(test, (0.5,), found_counts(validation, (0.5,)).argmax(dim=1)) == 0.25
 
 
 def test_version_two_is_the_mean_over_overlaps_each_with_its_threshold():
     sweep = torch.zeros(10, LEVELS)
     sweep[:8, 3], sweep[:5, 7], sweep[:2, 9] = 0.4, 0.6, 0.8
-    found = box_accuracy(sweep)
     assert DELTAS == (0.3, 0.5, 0.7)
-    assert found.on_test == pytest.approx((0.8 + 0.5 + 0.2) / 3)
-    assert found.thresholds == (3 / LEVELS, 7 / LEVELS, 9 / LEVELS)
+    counts = found_counts(sweep)
+    assert counts.amax(dim=1).tolist() == [8, 5, 2]
+    assert counts.argmax(dim=1).tolist() == [3, 7, 9]
+    assert accuracy(sweep) == pytest.approx((0.8 + 0.5 + 0.2) / 3)
+
+
+def test_counts_of_batches_add_up():
+    sweep = torch.rand(9, LEVELS, generator=torch.Generator().manual_seed(4))
+    parts = [found_counts(part) for part in sweep.split(2)]
+    assert torch.equal(torch.stack(parts).sum(dim=0), found_counts(sweep))
 
 
 def test_images_without_a_true_box_are_left_out():
     boxes = [*truths((3, 2, 12, 9)), torch.zeros(0, 4)]
     found = box_sweep(rectangles((3, 2, 12, 9), (3, 2, 12, 9)), boxes, every_contour=False)
     assert found[1].isnan().all()
-    assert box_accuracy(found).on_test == 1.0
-    assert np.isnan(box_accuracy(found[1:]).on_test)
+    assert found_counts(found).amax(dim=1).tolist() == [1, 1, 1]
+    assert found_at(found, torch.tensor([3, 3, 3])).isnan().tolist() == [False, True]
+    assert accuracy(found) == 1.0
     with pytest.raises(ValueError, match="expected boxes for 2 images, found them for 1"):
         box_sweep(torch.zeros(2, *SIZE), boxes[:1], every_contour=False)
 
@@ -127,7 +140,7 @@ def test_pixel_precision_is_that_of_slow_loops():
     scores = scoremaps(random_maps(), SIZE)
     random = np.random.default_rng(1)
     masks, ignored = (torch.tensor(random.random((3, *SIZE)) < share) for share in (0.3, 0.2))
-    found = pixel_precision(score_histogram(scores, masks, ignored).sum(dim=0))
+    found = float(pixel_precision(score_histogram(scores, masks, ignored).sum(dim=0)))
     assert found == pytest.approx(reference.pixel_precision(scores.numpy(), masks.numpy(), ignored.numpy()), abs=1e-9)
     kept = ~ignored
     expected = average_precision_score(masks[kept], (scores[kept] * 1000).floor())
@@ -139,8 +152,15 @@ def test_pixel_precision_of_known_maps():
     masks = torch.rand(8, 50, 50, generator=random) < 0.3
     noise = torch.rand(8, 50, 50, generator=random)
     for scores, expected in ((masks.float(), 1.0), (noise, float(masks.float().mean()))):
-        assert pixel_precision(score_histogram(scores, masks).sum(dim=0)) == pytest.approx(expected, abs=0.01)
-    assert np.isnan(pixel_precision(score_histogram(noise, masks & False).sum(dim=0)))
+        assert float(pixel_precision(score_histogram(scores, masks).sum(dim=0))) == pytest.approx(expected, abs=0.01)
+    assert pixel_precision(score_histogram(noise, masks & False).sum(dim=0)).isnan()
+
+
+def test_pixel_precision_takes_many_histograms_at_once():
+    random = torch.Generator().manual_seed(0)
+    counts = score_histogram(torch.rand(3, 9, 9, generator=random), torch.rand(3, 9, 9, generator=random) < 0.3)
+    found = pixel_precision(counts)
+    assert found.tolist() == [float(pixel_precision(one)) for one in counts]
 
 
 def test_histograms_are_of_images_and_add_up():

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from pipeline.evaluation.comparison import CHANCE, Entrant, Measure, agreements, measures, scores
-from schemas.measures import MetricSpec
+from schemas.measures import CENTRE, MetricSpec
 
 UP, DOWN = Measure("up", True, True), Measure("down", False, False)
 IMAGES = [f"image-{number}" for number in range(24)]
@@ -107,6 +107,12 @@ def test_without_a_row_of_noise_the_chance_level_is_the_control() -> None:
     level = Entrant("m", CHANCE, {"up": dict.fromkeys(IMAGES, 0.25)})
     found = scores([Entrant("m", "a", {"up": values(0, 0.9)}, "random"), level], [UP])
     assert cell(found, "a").beats_control is True
+
+
+def test_measures_by_thresholds_have_to_beat_centred_maps() -> None:
+    rows = [Entrant("m", name, {"up": dict.fromkeys(IMAGES, level)}) for name, level in ((CHANCE, 0.1), (CENTRE, 0.99))]
+    found = scores([Entrant("m", "a", {"up": values(0, 0.5)}, "random"), *rows], [UP])
+    assert cell(found, "a").beats_control is False
 
 
 def test_models_are_never_ranked_among_each_other() -> None:

@@ -17,6 +17,9 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.errors import AlertError, InputError, MethodError
 from pipeline.evaluation import metrics
+from pipeline.evaluation.boxes import box_sweep, pixel_precision, score_histogram, scoremaps
+from pipeline.evaluation.controls import centre_maps
+from pipeline.evaluation.localisation import masks_of
 from pipeline.evaluation.metric import Explained
 from pipeline.graph import seed_of
 from pipeline.jobs import audit as audit_module
@@ -24,8 +27,11 @@ from pipeline.jobs.audit import Night, audit
 from pipeline.jobs.explain import explain
 from pipeline.measuring import rank
 from schemas.audit import AuditSpec
+from schemas.measures import BY_THRESHOLD, CENTRE
 
 METRICS = {"deletion": {"parameters": {"step": 128}}, "mprt": {"images": 3, "parameters": {"points": 2}}}
+WEAK = ("max_box_acc", "max_box_acc_v2", "pxap")
+"""Of images that are all in one half, so that none is held out."""
 LENIENT = {"better_than_random": False}
 
 
@@ -248,7 +254,39 @@ def test_boxes_give_localisation_and_unreadable_ones_are_rejects(tmp_path: Path)
     assert found[2:] == [None, None, None]
     rejects = rows(tmp_path / "out" / "first" / "measured", "rejects")
     assert [(reject["code"], reject["row"]) for reject in rejects] == [("bad_boxes", 3), ("bad_boxes", 6)]
-    assert {row.name for row in night.metrics} == {"pointing_game", "energy", "relevance_rank"}
+    assert [row.name for row in night.metrics] == ["pointing_game", "energy", "relevance_rank", *WEAK]
+
+
+def test_boxes_are_found_by_thresholds_beside_a_centred_map(tmp_path: Path) -> None:
+    boxes = [
+        "[[-9, 0, 70, 20]]",
+        "[[10, 10, 30, 30]]",
+        None,
+    ]  # of 48 x 40 px, seen as 38 x 32 without 3 columns each side
+    pq.write_table(pa.table({"image": [jpeg(n) for n in range(3)], "boxes": boxes}), tmp_path / "images.parquet")
+    night = audit(spec(tmp_path / "images.parquet", tmp_path / "out", measure={"metrics": {}, "boxes": "boxes"}))
+    *measured, without = rows(tmp_path / "out" / "first" / "measured")
+    assert [without[name] for name in BY_THRESHOLD] == [None] * len(BY_THRESHOLD)
+    seen = [torch.tensor([[0.0, 0, 32, 16]]), torch.tensor([[10 * 38 / 48 - 3, 8, 30 * 38 / 48 - 3, 24]])]
+    heatmaps = torch.stack([torch.tensor(row["heatmap"]).view(4, 4) for row in measured])
+    for maps, suffix in ((heatmaps, ""), (centre_maps(2, (32, 32)), f"_{CENTRE}")):
+        scores = scoremaps(maps, (32, 32))
+        for name, every in zip(BY_THRESHOLD, (False, True), strict=False):
+            found = torch.tensor([row[name + suffix] for row in measured])
+            torch.testing.assert_close(found, box_sweep(scores, seen, every_contour=every))
+        counts = torch.tensor([row[f"score_histogram{suffix}"] for row in measured]).view(2, 2, -1)
+        assert torch.equal(counts, score_histogram(scores, masks_of(seen, (32, 32))))
+    by_name = {row.name: row for row in night.metrics}
+    assert by_name["pxap"].controls["chance"].value == pytest.approx(np.mean([row["box_area"] for row in measured]))
+    assert by_name["pxap"].method.value == pytest.approx(float(pixel_precision(_pixels(measured, "score_histogram"))))
+    centred = float(pixel_precision(_pixels(measured, f"score_histogram_{CENTRE}")))
+    assert by_name["pxap"].controls[CENTRE].value == pytest.approx(centred)
+    table = pq.read_table(tmp_path / "out" / "first" / "tables" / "metrics.parquet").to_pylist()
+    assert {row["metric"]: row["centre"] for row in table}["pxap"] == pytest.approx(centred)
+
+
+def _pixels(measured: list[dict[str, Any]], name: str) -> torch.Tensor:
+    return torch.tensor([row[name] for row in measured]).sum(dim=0).view(2, -1)
 
 
 def test_an_image_that_cannot_be_explained_is_counted(tmp_path: Path) -> None:

@@ -15,12 +15,15 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import MethodError, RejectLimitError
+from pipeline.evaluation.weak_localisation import weak_localisation
 from pipeline.jobs import study as study_module
 from pipeline.jobs.audit import audit
 from pipeline.jobs.progress import Silence
 from pipeline.jobs.study import conduct, study
 from pipeline.measuring import rank
+from pipeline.stream.finished import open_run
 from schemas.audit import AuditSpec
+from schemas.measures import CENTRE
 from schemas.study import StudySpec
 
 METRICS = {"deletion": {"parameters": {"step": 128}}, "mprt": {"images": 3, "parameters": {"points": 2}}}
@@ -251,7 +254,14 @@ def test_boxes_are_measured_beside_their_chance(tmp_path: Path) -> None:
     )
     chance = score(result, "chance", "energy", "tiny_cnn")
     assert chance["value"] == pytest.approx(np.mean([row["box_area"] for row in measured]))
-    assert {one["metric"] for one in result["scores"]} == {"pointing_game", "energy", "relevance_rank"}
+    assert {"pointing_game", "energy", "relevance_rank", "max_box_acc", "max_box_acc_v2", "pxap"} <= {
+        one["metric"] for one in result["scores"]
+    }
+    run = open_run(str(tmp_path / "out" / "runs" / "tiny_cnn" / "gradcam"))
+    for row, maps in (("gradcam", ""), (CENTRE, CENTRE)):
+        for metric, values in weak_localisation(run, maps).items():
+            assert score(result, row, metric, "tiny_cnn")["value"] == pytest.approx(np.mean(list(values.values())))
+    assert score(result, "chance", "pxap", "tiny_cnn")["value"] == pytest.approx(chance["value"])
 
 
 def test_grids_of_confident_images_are_measured_beside_their_controls(tars: Path, tmp_path: Path) -> None:

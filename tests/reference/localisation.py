@@ -147,6 +147,19 @@ def pixel_precision(scores, masks, ignored):
     return sum((after - before) * precision for (before, _), (after, precision) in pairwise(points))
 
 
+def max_box_acc(chosen, scored, deltas):
+    """Shares of the scored images whose box is found, at the levels that find most boxes of the chosen ones.
+
+    Both are lists of overlaps by level, one list an image.
+    """
+    shares = []
+    for delta in deltas:
+        found = [sum(overlaps[level] >= delta for overlaps in chosen) for level in range(len(chosen[0]))]
+        best = found.index(max(found))
+        shares.append(sum(overlaps[best] >= delta for overlaps in scored) / len(scored))
+    return sum(shares) / len(shares)
+
+
 def localisation_score(heatmap, cell):
     """L of a cell of a 2 x 2 grid, of a map with even sides."""
     height, width = heatmap.shape

@@ -8,7 +8,7 @@ from pipeline.report.audit import plots
 from pipeline.report.html.number import DASH, fixed
 from pipeline.report.html.plot import Plot
 from pipeline.report.html.table import Cell, Column, Mood, Table, counted, tested, text
-from schemas.measures import CONTROLS
+from schemas.measures import CENTRE, CONTROLS
 
 Z = 1.96
 """Standard errors of a 95 % interval."""
@@ -32,6 +32,11 @@ MEANINGS: dict[str, str] = {
     "pointing_game": "Whether the map's highest point is in, or within 15 px of, a box.",
     "energy": "Share of the evidence within the boxes.",
     "relevance_rank": "Share of the highest cells, as many as the boxes cover, that lie within them.",
+    "max_box_acc": "Share of the images whose box the map's largest region finds, at the threshold best for them all.",
+    "max_box_acc_held_out": "As max_box_acc, each half of the images at the threshold that is best for the other half.",
+    "max_box_acc_v2": "As max_box_acc of any region of the map, the mean over three overlaps, each at its best threshold.",
+    "max_box_acc_v2_held_out": "As max_box_acc_v2, each half of the images at the thresholds best for the other half.",
+    "pxap": "How precisely thresholds on the map find the boxes' pixels: area under precision over recall.",
 }
 """What each metric says, in a sentence."""
 
@@ -40,7 +45,8 @@ COLUMNS = (
     Column("Better", numeric=False),
     Column("This method", note="mean over the images and its 95 % interval"),
     *(Column(f"{control.capitalize()} maps") for control in CONTROLS),
-    Column("Chance", note="of a point or cell placed at random"),
+    Column("Chance", note="of a point, cell or pixel placed at random"),
+    Column("Centred map", note="one bump in the middle of every image"),
     Column("p", note="Wilcoxon signed-rank test against random maps, one-sided, corrected for all metrics"),
     Column("Images", note="or grids, of the metrics on grids"),
     Column("Against random maps", numeric=False),
@@ -69,7 +75,7 @@ def _row(row: MetricRow, alpha: float) -> tuple[Cell, ...]:
         text(row.name, note=MEANINGS.get(row.name, "")),
         text("higher" if row.higher_is_better else "lower"),
         _mean(row.method),
-        *(_mean(row.controls.get(control)) for control in (*CONTROLS, "chance")),
+        *(_mean(row.controls.get(control)) for control in (*CONTROLS, "chance", CENTRE)),
         tested(row.p_value),
         counted(row.method.images),
         text(verdict, mood=mood),

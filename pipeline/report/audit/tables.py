@@ -11,11 +11,12 @@ from pipeline.drift.compare import ClassDrift
 from pipeline.drift.finding import Finding
 from pipeline.evaluation.table import Mean, MetricRow
 from pipeline.performance.result import ClassRow, Group, Share
+from schemas.measures import CENTRE, CONTROLS
 
 if TYPE_CHECKING:
     from pipeline.jobs.audit import Night
 
-KNOWN = ("random", "edges", "chance")
+KNOWN = (*CONTROLS, "chance", CENTRE)
 """Controls of the metrics; a metric has some of them."""
 
 

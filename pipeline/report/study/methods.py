@@ -11,8 +11,8 @@ from pipeline.stream.finished import FinishedRun
 NOTE = (
     "Means over the images, with 95 % intervals of the mean (Student's t). “Best”: no method of the model is better. "
     "“≈ best”: these images do not tell it from the best (paired Wilcoxon test, Holm's correction, 5 %). “Not above "
-    "control”: no better than the row below the rule that it is compared with (noise of as many cells, or chance; "
-    "paired Wilcoxon test, one-sided, Benjamini-Hochberg)."
+    "control”: no better than the row below the rule that it is compared with (noise of as many cells, chance, or a "
+    "bump in the middle of every image; paired Wilcoxon test, one-sided, Benjamini-Hochberg)."
 )
 ARROWS = {True: "↑", False: "↓"}
 
