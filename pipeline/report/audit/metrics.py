@@ -34,7 +34,7 @@ MEANINGS: dict[str, str] = {
     "relevance_rank": "Share of the highest cells, as many as the boxes cover, that lie within them.",
     "max_box_acc": "Share of the images whose box the map's largest region finds, at the threshold best for them all.",
     "max_box_acc_held_out": "As max_box_acc, each half of the images at the threshold that is best for the other half.",
-    "max_box_acc_v2": "As max_box_acc of any region of the map, the mean over three overlaps, each at its best threshold.",
+    "max_box_acc_v2": "As max_box_acc of any region of the map, the mean over three overlaps, each at its threshold.",
     "max_box_acc_v2_held_out": "As max_box_acc_v2, each half of the images at the thresholds best for the other half.",
     "pxap": "How precisely thresholds on the map find the boxes' pixels: area under precision over recall.",
 }
