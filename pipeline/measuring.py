@@ -1,6 +1,5 @@
 """The explanation graph with metrics: the same rows, and for chosen images how good the map is."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from pipeline.evaluation.metric import Explain, Explained, Measured, Metric, Sub
 from pipeline.graph import Columns, ExplanationGraph, seed_of
 from pipeline.grids import GridGraph
 from pipeline.model import LoadedModel
-from pipeline.preprocessing import Preprocessing
+from pipeline.objects import Objects, objects
 from pipeline.stream.sheets import GridSteps
 from pipeline.stream.steps import Steps
 from schemas.embeddings import EmbedSpec
@@ -31,8 +30,6 @@ from schemas.graph import Device, GraphSpec
 from schemas.measures import BY_THRESHOLD, CENTRE, LOCALISATION, MeasureSpec, MetricSpec
 
 Ints = NDArray[np.int64]
-Boxes = NDArray[np.float32]
-"""(M, 4) x0, y0, x1, y1."""
 Values = dict[str, list[Any]]
 """A value for each image by column; None where there is none."""
 
@@ -97,11 +94,11 @@ class MeasuringGraph(ExplanationGraph):
         return pa.schema([*super().schema, *measure_fields(self.measures)])
 
     def split(self, batch: pa.Table) -> tuple[pa.Table, records.Rows]:
-        """See `ExplanationGraph.split`; an image whose boxes cannot be read is a reject."""
+        """See `ExplanationGraph.split`; an image whose objects cannot be read is a reject."""
         rejects, images = super().split(batch)
-        errors = [box if isinstance(box, RowError) else None for box in self._boxes(images)]
-        bad = np.array([error is not None for error in errors], dtype=bool)
-        told = records.rejected(images.table.filter(pa.array(bad)), [error for error in errors if error is not None])
+        errors = {i: one for i, one in enumerate(self._objects(images)) if isinstance(one, RowError)}
+        bad = np.isin(np.arange(images.table.num_rows), list(errors))
+        told = records.rejected(images.table.filter(pa.array(bad)), list(errors.values()))
         left = records.Rows(images.table.filter(pa.array(~bad)), images.label[~bad])
         return pa.concat_tables([rejects, told]), left
 
@@ -112,8 +109,8 @@ class MeasuringGraph(ExplanationGraph):
         if len(finite) == 0:
             return table
         values = self._metric_columns(images, found, finite)
-        if self.measures.boxes is not None:
-            values |= self._box_columns(images, found, finite)
+        if self.measures.locates:
+            values |= self._object_columns(images, found, finite)
         return _with_columns(table, values, every=found["targets"].shape[1])
 
     def _metric_columns(self, images: records.Rows, found: Columns, finite: Ints) -> Values:
@@ -143,15 +140,17 @@ class MeasuringGraph(ExplanationGraph):
             torch.tensor([seed_of(images.sample_ids[i]) for i in finite], device=weights.device),
         )
 
-    def _box_columns(self, images: records.Rows, found: Columns, finite: Ints) -> Values:
-        """Localisation of the images that have boxes in what the network sees."""
-        boxes, size = self._boxes(images), self.model.preprocessing.size
-        masks = localisation.masks_of([_tensor(boxes[i]) for i in finite], size)
-        chosen = np.flatnonzero(masks.any(dim=2).any(dim=1).numpy())
-        if len(chosen) == 0:
-            return {field.name: [None] * len(finite) for field in box_fields()}
-        maps, masks = torch.tensor(found["heatmaps"][finite[chosen], 0]), masks[chosen]
-        truth = [_within(_tensor(boxes[i]), size) for i in finite[chosen]]
+    def _object_columns(self, images: records.Rows, found: Columns, finite: Ints) -> Values:
+        """Localisation of the images that have objects in what the network sees."""
+        of_images = self._objects(images)
+        known = [
+            (i, one) for i, row in enumerate(finite) if isinstance(one := of_images[row], Objects) and one.mask.any()
+        ]
+        if not known:
+            return {field.name: [None] * len(finite) for field in object_fields()}
+        chosen = np.array([i for i, _ in known])
+        maps, masks = torch.tensor(found["heatmaps"][finite[chosen], 0]), torch.stack([one.mask for _, one in known])
+        truth, size = [one.boxes for _, one in known], self.model.preprocessing.size
         centred = _by_threshold(centre_maps(len(chosen), size), masks, truth)
         columns = (
             _on_masks(maps, masks)
@@ -160,12 +159,17 @@ class MeasuringGraph(ExplanationGraph):
         )
         return {name: _spread(column.tolist(), chosen, len(finite)) for name, column in columns.items()}
 
-    def _boxes(self, images: records.Rows) -> list[Boxes | RowError | None]:
-        """Boxes of each image in px of what the network sees."""
-        if self.measures.boxes is None:
-            return [None] * images.table.num_rows
-        rows = images.table.select(["width", "height", self.measures.boxes]).to_pylist()
-        return [seen(row[self.measures.boxes], (row["width"], row["height"]), self.model.preprocessing) for row in rows]
+    def _objects(self, images: records.Rows) -> list[Objects | RowError]:
+        """Objects of each image; none where none are measured."""
+        names = [name for name in (self.measures.boxes, self.measures.masks) if name]
+        rows = images.table.select(["width", "height", *names]).to_pylist()
+        return [self._objects_of(row) for row in rows] if names else []
+
+    def _objects_of(self, row: Mapping[str, Any]) -> Objects | RowError:
+        try:
+            return objects(row, self.measures, self.model.preprocessing)
+        except RowError as error:
+            return error
 
     @cached_property
     def _metrics(self) -> list[tuple[MetricSpec, int, Metric]]:
@@ -199,13 +203,13 @@ def measure_fields(spec: MeasureSpec) -> list[pa.Field]:
     for metric in spec.metrics:
         fields += [pa.field(name, pa.float32()) for name in metric.columns]
         fields.append(pa.field(metric.curve, pa.list_(pa.float32())))
-    if spec.boxes is not None:
-        fields += box_fields()
+    if spec.locates:
+        fields += object_fields()
     return fields
 
 
-def box_fields() -> list[pa.Field]:
-    """Columns of images with boxes.
+def object_fields() -> list[pa.Field]:
+    """Columns of images with boxes or masks.
 
     Returns:
         Nullable fields: the measures of each image, and lists from which thresholds are chosen for the whole run.
@@ -217,41 +221,6 @@ def box_fields() -> list[pa.Field]:
         *(pa.field(name, kind) for name, kind in kinds.items()),
         *(pa.field(f"{name}_{CENTRE}", kind) for name, kind in kinds.items()),
     ]
-
-
-def seen(text: str | None, size: tuple[int, int], preprocessing: Preprocessing) -> Boxes | RowError | None:
-    """Boxes of an image where the network sees them.
-
-    Args:
-        text: JSON of [[x0, y0, x1, y1], ...] or of one box, px of the image as displayed; None for none.
-        size: width and height of the image as displayed, px.
-        preprocessing: resizes and crops it.
-
-    Returns:
-        (M, 4) float32 in px of what the network sees, beyond its edges too; or why the text is none of this.
-    """
-    if text is None:
-        return None
-    try:
-        boxes = np.asarray(json.loads(text), dtype=np.float32).reshape(-1, 4)
-    except (ValueError, TypeError, RecursionError):  # the last where the text is nested too deeply
-        boxes = np.full((1, 4), np.nan, np.float32)
-    if not np.isfinite(boxes).all():
-        return RowError("bad_boxes", f"expected JSON of [[x0, y0, x1, y1], ...], found {text[:80]!r}", stage="graph")
-    left, top, right, bottom = preprocessing.crop(size)
-    rows, columns = preprocessing.size
-    scale = np.array([columns / (right - left), rows / (bottom - top)] * 2, np.float32)
-    return np.asarray((boxes - np.array([left, top] * 2, np.float32)) * scale, np.float32)
-
-
-def _tensor(boxes: Boxes | RowError | None) -> Tensor:
-    """(M, 4); without boxes none."""
-    return torch.tensor(boxes) if isinstance(boxes, np.ndarray) else torch.empty(0, 4)
-
-
-def _within(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes cut at the edges of what the network sees, for no box that is found reaches beyond."""
-    return torch.minimum(boxes.clamp_min(0), torch.tensor([size[1], size[0]] * 2))
 
 
 def _on_masks(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:

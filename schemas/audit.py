@@ -93,6 +93,30 @@ class MeasureSettings(Frozen):
     boxes: str | None = Field(
         None, description="Attribute with the objects' boxes: JSON of [[x0, y0, x1, y1], ...] in px as displayed."
     )
+    masks: str | None = Field(
+        None,
+        description="Attribute with the objects' mask in COCO's run lengths, uncompressed: JSON of "
+        '{"size": [height, width], "counts": [...]}, as displayed. Without it, boxes are filled; without boxes, one is '
+        "drawn about the mask.",
+    )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be measured."""
+        return self.images == 0 or not (self.metrics or self.boxes or self.masks)
+
+
+def object_attributes(measure: Any) -> list[str]:
+    """Attributes that are needed to measure localisation.
+
+    Args:
+        measure: what is given for `MeasureSettings`, before it is validated.
+
+    Returns:
+        Their names.
+    """
+    given = measure if isinstance(measure, dict) else {}
+    return [name for name in (given.get("boxes"), given.get("masks")) if name]
 
 
 class Limits(Frozen):
@@ -135,13 +159,12 @@ class AuditSpec(JobSpec):
     @model_validator(mode="before")
     @classmethod
     def _sliced(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Slices and boxes are attributes, and are sliced by everywhere, without being written three times."""
+        """Slices, boxes and masks are attributes, and are sliced by everywhere, without being written three times."""
         names = values.get("slices") or ()
         slices = [names] if isinstance(names, str) else list(names)
-        boxes = (values.get("measure") or {}).get("boxes") if isinstance(values.get("measure"), dict) else None
         given = values.get("attributes") or ()
         attributes = [given] if isinstance(given, str) else list(given)
-        wanted = [name for name in (*slices, *([boxes] if boxes else [])) if name not in COLUMNS]
+        wanted = [name for name in (*slices, *object_attributes(values.get("measure"))) if name not in COLUMNS]
         filled = {**values, "attributes": list(dict.fromkeys([*attributes, *wanted]))}
         for part in ("performance", "drift"):
             if isinstance(filled.get(part, {}), dict):

@@ -58,18 +58,25 @@ class MeasureSpec(Frozen):
         ranks: for each metric, the last rank in the sample that takes part, see `pipeline.measuring.rank`.
         seed: of the sample.
         boxes: attribute that holds the objects' boxes, JSON of [[x0, y0, x1, y1], ...] in px of the image as displayed.
+        masks: attribute that holds the objects' mask, see `pipeline.objects.mask_seen`.
     """
 
     metrics: Metrics
     ranks: tuple[int, ...]
     boxes: str | None = None
+    masks: str | None = None
     seed: int = 0
+
+    @property
+    def locates(self) -> bool:
+        """Whether images may have objects to be found."""
+        return bool(self.boxes or self.masks)
 
 
 LOCALISATION = ("pointing_game", "pointing_game_chance", "energy", "relevance_rank", "box_area")
-"""Columns of images with boxes; the last is the chance level of the two before it."""
+"""Columns of images with boxes or masks; the last, the mask's area, is the chance level of the two before it."""
 CENTRE = "centre"
 """Maps whose one bump is in the middle of every image: what chance is to measures that choose a threshold."""
 BY_THRESHOLD = ("box_overlap_largest", "box_overlap", "score_histogram")
-"""Columns of images with boxes that are lists, from which a run's thresholds are chosen: of `boxes.box_sweep` in its
-versions 1 and 2, and of `boxes.score_histogram`, flat. Each is also there of the centred maps, `NAME_centre`."""
+"""Columns of images with boxes or masks that are lists, from which a run's thresholds are chosen: of `boxes.box_sweep`
+in its versions 1 and 2, and of `boxes.score_histogram`, flat. Each is also there of the centred maps, `NAME_centre`."""

@@ -14,6 +14,7 @@ REJECT_CODES = {
     "missing_label": "target is `label` and the image has none",
     "label_out_of_range": "a label that is no class of the model",
     "bad_boxes": "boxes that are not JSON of [[x0, y0, x1, y1], ...]; in an audit only",
+    "bad_mask": "a mask that is not COCO's uncompressed run lengths of the image's size; in an audit only",
     "changed_object": "other bytes than those that were explained; in an audit's grids only",
     "crashed": "an image that ends the worker process whenever it is tried, alone too",
     "non_finite": "the network or the method gave a value that is not a finite number",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from schemas.audit import MeasureSettings
+from schemas.audit import MeasureSettings, object_attributes
 from schemas.graph import Frozen
 from schemas.job import MODEL_FIELDS, JobSpec
 from schemas.measures import CENTRE, CONTROLS
@@ -75,7 +75,7 @@ class StudySpec(JobSpec):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """One model may stand without a name; the boxes are an attribute without being written twice."""
+        """One model may stand without a name; boxes and masks are attributes without being written twice."""
         if found := [f"{name}: {REFUSED[name]}" for name in REFUSED if name in values]:
             raise ValueError(f"a study has no field {'; '.join(found)}")
         models = values.get("models") or {}
@@ -84,10 +84,9 @@ class StudySpec(JobSpec):
         filled = {**values, "models": models}
         if isinstance(models, dict):
             filled.setdefault("model", next((one["model"] for one in models.values() if "model" in (one or {})), None))
-        measure, given = values.get("measure"), values.get("attributes") or ()
-        boxes = measure.get("boxes") if isinstance(measure, dict) else None
+        given, wanted = values.get("attributes") or (), object_attributes(values.get("measure"))
         attributes = [given] if isinstance(given, str) else list(given)
-        return filled | {"attributes": list(dict.fromkeys([*attributes, *([boxes] if boxes else [])]))}
+        return filled | {"attributes": list(dict.fromkeys([*attributes, *wanted]))}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -98,7 +97,7 @@ class StudySpec(JobSpec):
             if unknown := sorted(set(fields) - set(MODEL_FIELDS)):
                 raise ValueError(f"models.{name}: no field {', '.join(unknown)}; there are: {', '.join(MODEL_FIELDS)}")
             self.job(name, self.methods[0], self.output)
-        if self.measure.images == 0 or not (self.measure.metrics or self.measure.boxes):
+        if self.measure.is_empty:
             raise ValueError("measure: a study without images or without metrics compares nothing; name some")
         return self
 

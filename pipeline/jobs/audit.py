@@ -166,12 +166,16 @@ def _measured(
     spec: AuditSpec, explained: FinishedRun, folder: str, shown: Display, ready: Callable[[], None]
 ) -> tuple[FinishedRun | None, list[str]]:
     settings = spec.measure
-    if settings.images == 0 or not (settings.metrics or settings.boxes):
+    if settings.is_empty:
         return None, ["No map was measured: measure asks for no images, or for no metrics."]
     shards = plan_of(explained)
     sample = draw(explained, shards, images=settings.images, most_shards=settings.shards, seed=settings.seed)
     measures = MeasureSpec(
-        metrics=settings.metrics, ranks=sample.ranks(settings.metrics), boxes=settings.boxes, seed=settings.seed
+        metrics=settings.metrics,
+        ranks=sample.ranks(settings.metrics),
+        boxes=settings.boxes,
+        masks=settings.masks,
+        seed=settings.seed,
     )
     job = same_job(spec, explained, f"{folder}/measured")
     return selected(job, Selection(sample.plan(shards), measures), shown, ready), [sample.statement]

@@ -122,7 +122,7 @@ class Round:
         spec = self.spec
         job = spec.job(model, method, folder(spec, model, name)).model_copy(update={"max_reject_share": 1.0})
         ranks, asked = self.sample.ranks(metrics), spec.measure
-        measure = MeasureSpec(metrics=metrics, ranks=ranks, boxes=asked.boxes, seed=asked.seed)
+        measure = MeasureSpec(metrics=metrics, ranks=ranks, boxes=asked.boxes, masks=asked.masks, seed=asked.seed)
         selection = Selection(self.sample.plan(self.shards), measure)
         ledger = Ledger(job.output, spec.storage)
         saved = ledger.read_json(STATE, "job.json")

@@ -11,12 +11,12 @@ from pipeline.evaluation.boxes import DELTAS, LEVELS, SCORE_BINS, score_histogra
 from pipeline.evaluation.controls import centre_maps
 from pipeline.evaluation.table import mean
 from pipeline.evaluation.weak_localisation import MEASURES, half_of, weak_localisation
-from pipeline.measuring import box_fields
+from pipeline.measuring import object_fields
 from pipeline.stream.finished import FinishedRun
 from schemas.measures import BY_THRESHOLD, CENTRE
 
 SHAPE = (6, 7)
-SCHEMA = pa.schema([pa.field("sample_id", pa.string()), pa.field("rank", pa.int32()), *box_fields()])
+SCHEMA = pa.schema([pa.field("sample_id", pa.string()), pa.field("rank", pa.int32()), *object_fields()])
 
 
 def ids(count, half=None):

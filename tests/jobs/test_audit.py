@@ -285,6 +285,20 @@ def test_boxes_are_found_by_thresholds_beside_a_centred_map(tmp_path: Path) -> N
     assert {row["metric"]: row["centre"] for row in table}["pxap"] == pytest.approx(centred)
 
 
+def test_masks_may_stand_in_place_of_boxes(tmp_path: Path) -> None:
+    half = {"size": [40, 48], "counts": [0, 24 * 40, 24 * 40]}  # the left half, column by column
+    masks = [json.dumps(half), None, json.dumps({**half, "size": [1, 2]})]
+    pq.write_table(pa.table({"image": [jpeg(n) for n in range(3)], "mask": masks}), tmp_path / "images.parquet")
+    night = audit(spec(tmp_path / "images.parquet", tmp_path / "out", measure={"metrics": {}, "masks": "mask"}))
+    first, without = rows(tmp_path / "out" / "first" / "measured")
+    assert (first["box_area"], without["box_area"]) == (pytest.approx(0.5), None)
+    mass = np.array(first["heatmap"]).reshape(4, 4).clip(min=0)
+    assert first["energy"] == pytest.approx(mass[:, :2].sum() / mass.sum(), abs=1e-6)
+    assert [row.name for row in night.metrics] == ["pointing_game", "energy", "relevance_rank", *WEAK]
+    rejects = rows(tmp_path / "out" / "first" / "measured", "rejects")
+    assert [(reject["code"], reject["row"]) for reject in rejects] == [("bad_mask", 2)]
+
+
 def _pixels(measured: list[dict[str, Any]], name: str) -> torch.Tensor:
     return torch.tensor([row[name] for row in measured]).sum(dim=0).view(2, -1)
 

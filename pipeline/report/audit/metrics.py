@@ -29,14 +29,14 @@ MEANINGS: dict[str, str] = {
     "gridpg": "Share of the map in the right one of four images, of 2 x 2 grids that the network sees whole.",
     "difull": "The same where only one image reaches the score; methods that weigh whole channels reach 0.5 at most.",
     "dipart": "The same where only one image's last features reach the score.",
-    "pointing_game": "Whether the map's highest point is in, or within 15 px of, a box.",
-    "energy": "Share of the evidence within the boxes.",
-    "relevance_rank": "Share of the highest cells, as many as the boxes cover, that lie within them.",
+    "pointing_game": "Whether the map's highest point is in, or within 15 px of, a box or mask.",
+    "energy": "Share of the evidence within the boxes or the mask.",
+    "relevance_rank": "Share of the highest cells, as many as boxes or mask cover, that lie within.",
     "max_box_acc": "Share of the images whose box the map's largest region finds, at the threshold best for them all.",
     "max_box_acc_held_out": "As max_box_acc, each half of the images at the threshold that is best for the other half.",
     "max_box_acc_v2": "As max_box_acc of any region of the map, the mean over three overlaps, each at its threshold.",
     "max_box_acc_v2_held_out": "As max_box_acc_v2, each half of the images at the thresholds best for the other half.",
-    "pxap": "How precisely thresholds on the map find the boxes' pixels: area under precision over recall.",
+    "pxap": "How precisely thresholds on the map find the pixels of boxes or mask: area under precision over recall.",
 }
 """What each metric says, in a sentence."""
 
