@@ -114,6 +114,9 @@ def sentences(rows: Sequence[MetricRow], alpha: float) -> Iterator[str]:
         yield f"By {_listed(few)}, too few maps were measured to test them against random ones: that takes {LEAST}."
     if worse:
         yield f"By {_listed(worse)}, the maps are no better than random maps: do not rely on where they point."
+    centred = [row.name for row in rows if CENTRE in row.controls and not _above(row.method, row.controls[CENTRE])]
+    if centred:
+        yield f"By {_listed(centred)}, a bump in the middle of every image finds the objects as well as the maps do."
     if any(not row.across_models for row in rows):
         fixed_model = [row.name for row in rows if not row.across_models]
         follow = "follows" if len(fixed_model) == 1 else "follow"
@@ -121,6 +124,10 @@ def sentences(rows: Sequence[MetricRow], alpha: float) -> Iterator[str]:
             f"{_listed(fixed_model).capitalize()} {follow} the model's confidence: such numbers compare methods within "
             "one model, never two models, and two nights only if the model is the same."
         )
+
+
+def _above(mean: Mean, control: Mean) -> bool:
+    return mean.value is not None and control.value is not None and mean.value > control.value
 
 
 def _listed(names: Sequence[str]) -> str:
