@@ -36,7 +36,7 @@ test: lint  ## lint, then every test that does not take minutes, in three proces
 	$(BIN)/python -m pytest tests --numprocesses=3 --dist=loadfile --no-loadscope-reorder --durations=40
 
 thorough: venv  ## every seed and kind of fault, and every family that must compile
-	$(BIN)/python -m pytest tests/chaos tests/runtime tests/deploy tests/report tests/test_readme.py --thorough
+	$(BIN)/python -m pytest tests/chaos tests/jobs tests/runtime tests/deploy tests/report tests/test_readme.py --thorough
 
 chaos: venv  ## 100 seeded rounds of faults over the real components, half an hour (ROUNDS="--first 17 --rounds 1": one of them)
 	PYTHONPATH=tests $(BIN)/python tests/chaos/rounds.py $(ROUNDS)

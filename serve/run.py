@@ -17,7 +17,7 @@ from ray.serve.config import gRPCOptions
 from rich.console import Console
 
 from pipeline.errors import WorkerError
-from pipeline.jobs.cluster import OWN
+from pipeline.jobs.cluster import own
 from schemas.online import ServeSpec
 from serve.app import NAME, application
 
@@ -118,8 +118,8 @@ def _cluster(spec: ServeSpec) -> Iterator[None]:
     if _is_own(spec):
         pools = (spec.replicas, spec.slow)
         cpus = max(os.cpu_count() or 1, math.ceil(sum(pool.cpus * pool.max_replicas for pool in pools)))
-        options |= {**OWN, "object_store_memory": OBJECT_STORE_BYTES, "num_cpus": cpus}
-        options["_system_config"] = {**OWN["_system_config"], "worker_niceness": 0}  # someone waits for each answer
+        options |= own(worker_niceness=0)  # someone waits for each answer
+        options |= {"object_store_memory": OBJECT_STORE_BYTES, "num_cpus": cpus}
     else:
         options["address"] = spec.ray_address or "auto"
     with ThreadPoolExecutor(1, "raylens-cluster") as background:

@@ -63,9 +63,9 @@ def cluster() -> Iterator[Any]:
     """One local Ray cluster of two CPUs for the whole session."""
     import ray
 
-    from pipeline.jobs.cluster import OWN
+    from pipeline.jobs.cluster import own
 
-    context = ray.init(**OWN, num_cpus=2, object_store_memory=300 * 2**20, log_to_driver=False, logging_level="error")
+    context = ray.init(**own(), num_cpus=2, object_store_memory=300 * 2**20, log_to_driver=False, logging_level="error")
     yield context
     ray.shutdown()
 

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import psutil
 
@@ -13,13 +14,20 @@ from schemas.job import JobSpec
 
 OBJECT_STORE_SHARE = 0.2
 OBJECT_STORE_MAX = 4 * 2**30
-OWN: dict[str, Any] = {
-    "address": "local",
-    "include_dashboard": False,
-    # Ray ends a worker that idles for a second where actors hold the CPUs: every commit then starts a process
-    "_system_config": {"idle_worker_killing_time_threshold_ms": 60_000},
-}
-"""Options of a cluster on this machine for one job."""
+SYSTEM: Final = MappingProxyType({"idle_worker_killing_time_threshold_ms": 60_000})
+"""Ray ends a worker that idles for a second where actors hold the CPUs: every commit then starts a process."""
+
+
+def own(**system: Any) -> dict[str, Any]:
+    """Options of `ray.init` for a cluster on this machine.
+
+    Args:
+        **system: Ray's system configuration, besides `SYSTEM`.
+
+    Returns:
+        A dictionary of the caller's: Ray writes into it.
+    """
+    return {"address": "local", "include_dashboard": False, "_system_config": {**SYSTEM, **system}}
 
 
 @contextmanager
@@ -72,4 +80,4 @@ def _options(spec: JobSpec) -> dict[str, Any]:
     if spec.ray_address or os.environ.get("RAY_ADDRESS"):  # an entry point's choice: where the cluster is
         return {**options, "address": spec.ray_address or "auto"}
     store = min(OBJECT_STORE_MAX, int(psutil.virtual_memory().total * OBJECT_STORE_SHARE))
-    return {**options, **OWN, "object_store_memory": store}
+    return {**options, **own(), "object_store_memory": store}

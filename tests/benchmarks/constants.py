@@ -20,7 +20,7 @@ from chaos.faults import FaultyS3
 from samples import job, jpeg, write_tar
 
 from pipeline.graph import ExplanationGraph
-from pipeline.jobs.cluster import OWN
+from pipeline.jobs.cluster import own
 from pipeline.jobs.explain import explain
 from pipeline.model import load
 from pipeline.stream import sources
@@ -148,7 +148,7 @@ def driver_with_ray(folder: Path, *, few: int = 200, many: int = 1000) -> None:
     for index in range(many):
         write_tar(folder / "in" / f"{index:06d}.tar", [("0", {"jpg": image})])
     tars = sorted((folder / "in").iterdir())
-    ray.init(**OWN, num_cpus=2, object_store_memory=300 * 2**20, log_to_driver=False, logging_level="error")
+    ray.init(**own(), num_cpus=2, object_store_memory=300 * 2**20, log_to_driver=False, logging_level="error")
     works = []
     for count in (few, many):
         with measured() as work:

@@ -88,6 +88,7 @@ def test_sigkill_of_the_driver_of_a_ray_job(tars: Path, tmp_path: Path, undistur
 
 
 @pytest.mark.ray
+@pytest.mark.thorough
 def test_sigkill_of_a_node(tars: Path, tmp_path: Path, undisturbed: list[Row]) -> None:
     """In a process of its own: a cluster of two nodes, of which one dies and another comes."""
     script = Path(__file__).with_name("node_kill.py")

@@ -91,6 +91,7 @@ def agent(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
             ray.wait(60)
 
 
+@pytest.mark.thorough
 def test_pods_are_probed_where_ray_answers(agent: str) -> None:
     probes = {json.dumps(probe["httpGet"]) for probe in values(rendered("cpu"), "livenessProbe")}
     [probe] = [json.loads(text) for text in probes]

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import constants, paper
 from deploy.rendered import OVERLAYS, pods, rendered
 
-from pipeline.jobs.cluster import OWN
+from pipeline.jobs.cluster import SYSTEM
 
 COMPONENT = "app.kubernetes.io/component"
 
@@ -40,5 +40,5 @@ def test_workers_of_jobs_keep_idle_processes_as_our_own_clusters_do(overlay: str
     assert found
     for pod in found:
         given = {one["name"]: one["value"] for one in pod["spec"]["containers"][0]["env"]}
-        for name, value in OWN["_system_config"].items():
+        for name, value in SYSTEM.items():
             assert given[f"RAY_{name}"] == str(value)

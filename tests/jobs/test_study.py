@@ -210,6 +210,7 @@ def test_overwrite_begins_anew(tars: Path, tmp_path: Path) -> None:
     assert all(path.stat().st_mtime_ns > before[path] for path in stamps(tmp_path))
 
 
+@pytest.mark.thorough
 def test_ray_measures_the_same(tars: Path, tmp_path: Path, cluster: Any) -> None:
     local, ray = (
         conduct(spec(tars, tmp_path / name, methods=["gradcam"], runner=name, workers=1), Silence(), lambda: None)
