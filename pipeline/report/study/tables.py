@@ -34,7 +34,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             *WHO,
             pa.field("metric", pa.string(), nullable=False),
             pa.field("image", pa.string(), nullable=False, metadata={"unit": "sample_id, or name of a grid"}),
-            pa.field("value", pa.float64(), nullable=False),
+            pa.field("value", pa.float64(), nullable=False, metadata={"unit": "of pxap, the jackknife's pseudo-value"}),
         ]
     ),
     "curves": pa.schema(
