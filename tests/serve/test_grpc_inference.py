@@ -1,6 +1,7 @@
 """Open Inference over gRPC, asked by NVIDIA's client through a real server in this process."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -204,13 +205,14 @@ def test_deadlines_and_cancelled_calls(
     client: triton.InferenceServerClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The protocol's own timeout, and that of gRPC, which cancels the call: neither is computed."""
-    graph = service.served("tiny").offer("gradcam").backend.engine.graph  # type: ignore[union-attr]
+    engine = service.served("tiny").offer("gradcam").backend.engine  # type: ignore[union-attr]
+    graph = engine.graph
     entered, go, sizes, whole = threading.Event(), threading.Event(), [], graph.answer
 
     def held(pixels: Any, *arguments: Any) -> Any:
         sizes.append(len(pixels))
         entered.set()
-        go.wait(10)
+        go.wait(20)
         return whole(pixels, *arguments)
 
     monkeypatch.setattr(graph, "answer", held)
@@ -222,6 +224,9 @@ def test_deadlines_and_cancelled_calls(
         assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
         with pytest.raises(InferenceServerException, match="Deadline"):
             client.infer("tiny", photos(52), client_timeout=0.05)
+        time.sleep(0.5)  # what a client gave up may still be on its way to the service
+        while engine.gate.inside > 1:
+            time.sleep(0.01)
         last = pool.submit(client.infer, "tiny", photos(53))
         go.set()
         assert len(first.result(10).as_numpy("heatmap")) == len(last.result(10).as_numpy("heatmap")) == 1
