@@ -10,6 +10,7 @@ import torch
 from runs import columns, write
 
 from pipeline.bias import planted, tinycnn
+from pipeline.bias.planted_tars import write_tars
 from pipeline.drift.compare import compare
 from pipeline.jobs.again import specification
 from pipeline.jobs.audit import Night, audit
@@ -55,9 +56,7 @@ def nights(folder: Path) -> Nights:
     for name, kind in (("one", "tag"), ("two", "background")):
         spec = planted.PlantedSpec(n_images=IMAGES, rho=0.8, cue_kind=kind, size=SIDE)
         filesystem = fsspec.filesystem("file")
-        planted.write_tars(
-            spec, filesystem, str(folder / name / "images"), shards=SHARDS, images_per_shard=IMAGES // SHARDS
-        )
+        write_tars(spec, filesystem, str(folder / name / "images"), shards=SHARDS, images_per_shard=IMAGES // SHARDS)
     (folder / "labels.txt").write_text("\n".join(HOSTILE))
     pixels, labels = planted.stack(planted.PlantedSpec(n_images=300, rho=0.9, size=SIDE, seed=1), range(300))
     network = tinycnn.train(torch.from_numpy(pixels), torch.from_numpy(labels), epochs=4)

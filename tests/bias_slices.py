@@ -8,6 +8,7 @@ import torch
 
 from pipeline.bias import planted, tinycnn
 from pipeline.bias.finding import findings
+from pipeline.bias.planted_tars import write_tars
 from pipeline.jobs.bias import Discovery, bias
 from schemas.bias import BiasSpec
 
@@ -44,7 +45,7 @@ def found_slices(folder: Path) -> Found:
     (folder / "labels.txt").write_text("\n".join(HOSTILE))
     seen = replace(trained, n_images=IMAGES, rho=0.5, seed=2)
     images = folder / "images"
-    planted.write_tars(seen, fsspec.filesystem("file"), str(images), shards=SHARDS, images_per_shard=IMAGES // SHARDS)
+    write_tars(seen, fsspec.filesystem("file"), str(images), shards=SHARDS, images_per_shard=IMAGES // SHARDS)
     failing = bias(_spec(folder, images))
     return Found(failing, _calm(failing), images)
 

@@ -4,16 +4,11 @@ Each image shows a shape (the core: it alone defines the class), a cue that agre
 regime says, and a decoy that looks like the cue and is independent of the class, each in its own random quadrant, on
 coarse noise. Every image is a pure function of (spec, index). Every random quantity is drawn whether it is used or
 not, so regimes with one seed differ in nothing but what their fields say.
-
-Over 400 lines, since the specification, the drawing and the masks are one contract and change together.
 """
 
-import io
-import json
-import tarfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +28,6 @@ GRATING_AMPLITUDE = 26.0  # grey levels
 GRATING_WAVELENGTH_PX = 9.0
 CORE_TILT = np.pi / 12  # the shape is turned by at most this, in radians, so that 'up' stays up
 CORE_JITTER = 0.1  # relative change of the shape's diameter
-JPEG_QUALITY = 92
 
 CUE_COLOURS = {
     "magenta": (255, 20, 147),
@@ -240,55 +234,6 @@ def stack(spec: PlantedSpec, indices: Iterable[int]) -> tuple[Pixels, npt.NDArra
     return np.stack([one.image for one in rendered]), np.array([one.label for one in rendered], dtype=np.int64)
 
 
-class FileSystem(Protocol):
-    """What is used of an fsspec file system, which itself is not typed."""
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Creates a folder (a bucket, on S3) and its parents."""
-
-    def pipe_file(self, path: str, value: bytes) -> object:
-        """Writes a whole file: on S3, one PUT."""
-
-
-def write_tars(
-    spec: PlantedSpec, fs: FileSystem, folder: str, *, shards: int, images_per_shard: int
-) -> tuple[str, ...]:
-    """Writes the first shards x images_per_shard images as WebDataset tars `planted-00000.tar` and so on.
-
-    Each image has the members `<key>.jpg`, `<key>.cls` (class index) and `<key>.json` (label, cue,
-    decoy, and in words what slices can be named by).
-    Retry-safe: a rerun overwrites each shard, built in memory, with the same bytes.
-
-    Args:
-        spec: the data set.
-        fs: an fsspec file system, local or remote.
-        folder: where to write; created where it is absent.
-        shards: number of tars.
-        images_per_shard: images in each.
-
-    Returns:
-        The paths written, in order.
-
-    Raises:
-        ValueError: no image is asked for, or more than the specification has.
-    """
-    if min(shards, images_per_shard) < 1 or shards * images_per_shard > spec.n_images:
-        raise ValueError(f"{shards} shards x {images_per_shard} images must be in [1, n_images={spec.n_images}]")
-    fs.makedirs(folder, exist_ok=True)
-    paths = tuple(f"{folder.rstrip('/')}/planted-{shard:05d}.tar" for shard in range(shards))
-    for shard, path in enumerate(paths):
-        fs.pipe_file(path, _tar(spec, range(shard * images_per_shard, (shard + 1) * images_per_shard)))
-    return paths
-
-
-def write_labels(spec: PlantedSpec, fs: FileSystem, folder: str) -> str:
-    """Writes `labels.txt`, one class name a line in index order, and returns its path."""
-    fs.makedirs(folder, exist_ok=True)
-    path = f"{folder.rstrip('/')}/labels.txt"
-    fs.pipe_file(path, "".join(f"{name}\n" for name in spec.classes).encode())
-    return path
-
-
 def image_key(spec: PlantedSpec, index: int) -> str:
     """The sample key of an image in its tar; it names the seed, so that splits do not collide."""
     return f"s{spec.seed}-{index:06d}"
@@ -426,46 +371,3 @@ def _origin(spec: PlantedSpec, quadrant: int) -> Floats:
 
 def _colour(palette: dict[str, tuple[int, int, int]], value: int) -> tuple[int, int, int]:
     return tuple(palette.values())[value]
-
-
-def _tar(spec: PlantedSpec, indices: range) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for index in indices:
-            for suffix, payload in _members(spec, index).items():
-                info = tarfile.TarInfo(f"{image_key(spec, index)}.{suffix}")  # mtime, uid and gid are 0: equal bytes
-                info.size = len(payload)
-                tar.addfile(info, io.BytesIO(payload))
-    return buffer.getvalue()
-
-
-def _members(spec: PlantedSpec, index: int) -> dict[str, bytes]:
-    one = render(spec, index)
-    jpeg = io.BytesIO()
-    Image.fromarray(one.image).save(jpeg, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
-    truth = {
-        "index": index,
-        "seed": spec.seed,
-        "label": one.label,
-        "label_name": spec.classes[one.label],
-        "cue": one.cue,
-        "decoy": one.decoy,
-        **_attributes(spec, one),
-    }
-    return {
-        "jpg": jpeg.getvalue(),
-        "cls": str(one.label).encode(),
-        "json": json.dumps(truth, sort_keys=True).encode(),
-    }
-
-
-def _attributes(spec: PlantedSpec, one: PlantedImage) -> dict[str, str]:
-    """What can be said of an image in words, for slices to be named by."""
-    quadrant_names = ("upper left", "upper right", "lower left", "lower right")
-    angle = f"{180 * one.cue // len(spec.classes)} degrees"
-    cue = angle if spec.cue_kind == "background" else list(CUE_COLOURS)[one.cue]
-    return {
-        spec.cue_kind: "none" if one.cue == ABSENT else cue,
-        "decoy_name": "none" if one.decoy == ABSENT else list(DECOY_COLOURS)[one.decoy],
-        "core_quadrant": quadrant_names[one.quadrants[0]],
-    }

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipeline.bias import planted, tinycnn
+from pipeline.bias.planted_tars import write_tars
 from pipeline.errors import AlertError
 from pipeline.jobs.audit import audit
 from pipeline.jobs.bias import Discovery, bias
@@ -119,7 +120,7 @@ def _write_images(place: Place, folder: Path) -> None:
     mixed = replace(spec, rho=0.5, n_images=MIXED_IMAGES, seed=3)
     for images, name in ((spec, "images"), (before, MONDAY), (mixed, MIXED)):
         filesystem, path = fsspec.url_to_fs(f"{place.root}/{name}", **place.storage)
-        planted.write_tars(images, filesystem, path, shards=SHARDS, images_per_shard=images.n_images // SHARDS)
+        write_tars(images, filesystem, path, shards=SHARDS, images_per_shard=images.n_images // SHARDS)
     example = next(image for i in range(EXPLAINED_IMAGES) if (image := planted.render(spec, i)).cue >= 0)
     Image.fromarray(example.image).save(folder / "example.png")
     console.print(f"[bold cyan]images[/] {EXPLAINED_IMAGES} in {SHARDS} WebDataset tars at {place.root}/images")

@@ -26,9 +26,8 @@ from pipeline.bias.planted import (
     regime,
     render,
     stack,
-    write_labels,
-    write_tars,
 )
+from pipeline.bias.planted_tars import write_tars
 
 CLASSES = 4
 MANY = 1500
@@ -303,9 +302,3 @@ def test_tars_are_equal_on_a_rerun(name: str, tmp_path: Path) -> None:
     )
     assert first == second
     assert first[0] != first[1]
-
-
-def test_labels_are_one_name_a_line(tmp_path: Path) -> None:
-    spec = regime("full", n_images=1)
-    path = write_labels(spec, fsspec.filesystem("file"), str(tmp_path / "new"))
-    assert tuple(Path(path).read_text().splitlines()) == spec.classes

@@ -15,6 +15,7 @@ from samples import rows, state
 from typer.testing import CliRunner
 
 from pipeline.bias import planted, tinycnn
+from pipeline.bias.planted_tars import write_tars
 from pipeline.cli import app
 from pipeline.errors import InputError, MethodError
 from pipeline.jobs import again as again_module
@@ -41,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tinycnn.save(network, folder / "network.safetensors")
     (folder / "labels.txt").write_text("circle\nhexagon\n")
     filesystem = fsspec.filesystem("file")
-    planted.write_tars(DATA, filesystem, str(folder / "images"), shards=SHARDS, images_per_shard=IMAGES // SHARDS)
+    write_tars(DATA, filesystem, str(folder / "images"), shards=SHARDS, images_per_shard=IMAGES // SHARDS)
     return folder
 
 
