@@ -5,6 +5,7 @@ import io
 import random
 import tarfile
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ MOST = 10_000
 """Samples of a file of a few kilobytes: more means that its reader does not end."""
 
 
-class Files:
+class Files(ABC):
     """Writes mutated files, lists, plans and reads them.
 
     Args:
@@ -45,9 +46,9 @@ class Files:
             samples = [sample for _, found in self._read(name, content) for sample in found]
             assert [sample.error for sample in samples] == [None] * ROWS, name
 
+    @abstractmethod
     def change(self, name: str, content: bytes, source: random.Random) -> bytes:
         """The mutation of a file."""
-        raise NotImplementedError
 
     def __call__(self, number: int) -> str:
         """Why a file, or the first of its rows that is, was rejected; empty where none was."""
