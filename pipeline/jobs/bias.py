@@ -9,6 +9,7 @@ from pipeline.bias.finding import Finding, findings
 from pipeline.bias.gathered import Gathered, gather, with_embeddings
 from pipeline.bias.mitigation import Outcome
 from pipeline.bias.remedy import remedies
+from pipeline.bias.slicing import slicers
 from pipeline.bias.trial import Trial, attempt
 from pipeline.bias.verdict import Rules
 from pipeline.errors import MethodError
@@ -106,6 +107,8 @@ def bias(spec: BiasSpec) -> Discovery:
 
 def _discovered(spec: BiasSpec, shown: Display) -> Discovery:
     try:
+        for one in spec.slicers:  # a wrong name is told before any work
+            slicers.create(one.name, **one.parameters)
         with cluster(spec) as ready:
             explained, statements = _embedded(spec, shown, ready)
         images = _gathered(spec, explained)

@@ -221,6 +221,7 @@ def test_what_cannot_be_looked_for_is_told(place: Path, explained: Path, tmp_pat
     given = {"explanations": str(explained), "embeddings": {"spaces": "image"}}
     with pytest.raises(MethodError, match="no slicer is named 'nothing'"):
         bias(spec(place, tmp_path, **given, slicers=["nothing"]))
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(MethodError, match="in halves of"):
         bias(spec(place, tmp_path, **given, images=20))
 
