@@ -81,3 +81,14 @@ def test_wrong_arguments_are_told(tmp_path: Path) -> None:
         build_app({**FIELDS, "grpc_port": 9000})
     with pytest.raises(ValidationError, match="one of its own"):
         build_app({**FIELDS, "host": "0.0.0.0", "port": 9000, "grpc_port": 9000})
+
+
+def test_replicas_grow_between_bounds_and_share_a_gpu() -> None:
+    replicas = {"min_replicas": 1, "max_replicas": 3, "cpus": 2, "gpus": 0.25, "ongoing": 16}
+    deployment = build_app({**FIELDS, "replicas": replicas})._bound_deployment
+    scaled = deployment._deployment_config.autoscaling_config
+    assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (1, 3, 4)
+    assert deployment.ray_actor_options == {"num_cpus": 2, "num_gpus": 0.25}
+    alone = build_app(FIELDS)._bound_deployment
+    assert alone._deployment_config.autoscaling_config is None
+    assert alone.num_replicas == 1
