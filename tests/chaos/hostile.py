@@ -38,7 +38,7 @@ class Slow(nn.Module):
 
 
 class Gated(nn.Module):
-    """Waits while the file `shut` is in its folder, and notes there every image that it begins with.
+    """Waits while the file `shut` is in its folder, and notes there every image that it begins with and has done.
 
     Args:
         folder: of the files.
@@ -52,9 +52,14 @@ class Gated(nn.Module):
         self.seconds = seconds
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with (self.folder / "begun").open("a") as file:
-            file.write("." * len(x))
+        self._note("begun", len(x))
         while (self.folder / "shut").exists():
             time.sleep(0.01)
         time.sleep(self.seconds * len(x))
-        return self.network(x)
+        found: torch.Tensor = self.network(x)
+        self._note("done", len(x))
+        return found
+
+    def _note(self, name: str, images: int) -> None:
+        with (self.folder / name).open("a") as file:
+            file.write("." * images)

@@ -4,6 +4,7 @@ import asyncio
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import yaml
 from chaos.scene import Outcome, Scene, importable
+from prometheus_client.parser import text_string_to_metric_families
 from samples import jpeg
 from serving import TINY, free_port, wait_until_ready
 
@@ -44,6 +46,35 @@ class Running:
     def begun(self) -> int:
         """Images that the network has begun with."""
         return (self.folder / "begun").stat().st_size
+
+    def done(self) -> int:
+        """Images that the network has done with; never those of a process that was killed meanwhile."""
+        return (self.folder / "done").stat().st_size
+
+    def samples(self, client: httpx.Client, family: str, suffix: str = "") -> dict[str, float]:
+        """Values of a metric by process; of one that is ready there is a value, even if it is 0."""
+        answer = client.get("/metrics")
+        assert answer.status_code == 200, answer.text
+        families = {found.name: found for found in text_string_to_metric_families(answer.text)}
+        return {s.labels["replica"]: s.value for s in families[family].samples if s.name == family + suffix}
+
+    def waiting(self, client: httpx.Client) -> float:
+        """Requests in progress, but for the one that asks."""
+        return sum(self.samples(client, "raylens_requests_in_progress").values()) - 1
+
+    def come_to_rest(self) -> None:
+        """Waits until nothing is computed or waits, as images whose clients have left do for a while."""
+        with httpx.Client(base_url=self.address, timeout=TIMEOUT_S) as client:
+
+            def look() -> tuple[int, int, float]:
+                return self.begun(), self.done(), self.waiting(client)
+
+            looks = [look()]
+            deadline = time.monotonic() + TIMEOUT_S
+            while looks[-4:] != [(looks[-1][0], looks[-1][0], 0)] * 4:
+                assert time.monotonic() < deadline, looks[-1]
+                time.sleep(0.3)
+                looks.append(look())
 
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)

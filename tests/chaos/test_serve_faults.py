@@ -33,7 +33,6 @@ from chaos.service import (
     until,
     with_client,
 )
-from prometheus_client.parser import text_string_to_metric_families
 from samples import jpeg
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
@@ -50,6 +49,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def shut(running: Running) -> Iterator[Path]:
     """The network waits as long as this file is there."""
+    running.come_to_rest()
     gate = running.folder / "shut"
     gate.touch()
     yield gate
@@ -65,7 +65,8 @@ def test_images_of_clients_that_left_are_not_computed(running: Running, shut: Pa
         await asyncio.sleep(1)
         for task in asked:
             task.cancel()
-        await asyncio.sleep(1)
+        with httpx.Client(base_url=running.address, timeout=60) as asking:
+            await until(lambda: running.waiting(asking) == 0)
         shut.unlink()
         return await explained(client, 0)
 
@@ -226,22 +227,19 @@ def test_ten_times_the_load_that_it_bears(running: Running) -> None:
     assert max(memory) - memory[0] < 150 * 2**20
 
 
-def counted(client: httpx.Client) -> dict[str, float]:
-    """Images in batches, by process; of one that is ready there is a value, even if it is 0."""
-    answer = client.get("/metrics")
-    assert answer.status_code == 200, answer.text
-    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
-    found = families["raylens_batch_images"].samples
-    return {s.labels["replica"]: s.value for s in found if s.name == "raylens_batch_images_sum"}
+def counted(running: Running, client: httpx.Client) -> dict[str, float]:
+    """Images in batches, by process."""
+    return running.samples(client, "raylens_batch_images", "_sum")
 
 
 def test_any_process_tells_the_metrics_of_all(running: Running) -> None:
+    running.come_to_rest()
     with httpx.Client(base_url=running.address, timeout=60) as client:
-        before = counted(client)
+        before = counted(running, client)
         answers = with_client(running, lambda c: asyncio.gather(*(explained(c, n) for n in range(QUEUE))))
         assert {answer.status_code for answer in answers} == {200}
         for _ in range(10):  # a request is counted after its answer has left
-            scrapes = [counted(client) for _ in range(6)]
+            scrapes = [counted(running, client) for _ in range(6)]
             if settled := all(scrape == scrapes[0] for scrape in scrapes):
                 break
         assert settled
@@ -251,10 +249,10 @@ def test_any_process_tells_the_metrics_of_all(running: Running) -> None:
 
 def test_the_metrics_of_a_killed_process_end_and_no_other_falls(running: Running) -> None:
     with httpx.Client(base_url=running.address, timeout=60) as client:
-        before = counted(client)
+        before = counted(running, client)
         running.replicas()[0].kill()
-        asyncio.run(until(lambda: len(counted(client).keys() - before.keys()) == 1))  # the new one is ready
-        after = counted(client)
+        asyncio.run(until(lambda: len(counted(running, client).keys() - before.keys()) == 1))  # the new one is ready
+        after = counted(running, client)
     [kept] = after.keys() & before.keys()
     assert after[kept] >= before[kept]
 
