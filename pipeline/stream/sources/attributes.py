@@ -4,6 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+FOLDER = "folder"
+"""The image's folder, as an attribute or label; a column of this name goes before it."""
+
+
+def folder_of(address: str) -> str:
+    """The name of the folder that an image is in."""
+    return address.rsplit("/", 2)[-2]
+
 
 def texts(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
     """The named values of a row, as text.

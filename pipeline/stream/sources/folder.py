@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypedDict, Unpack
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import InputError
+from pipeline.stream.sources.attributes import FOLDER, folder_of
 from pipeline.stream.sources.listing import Entry
 from pipeline.stream.sources.webdataset import IMAGE_FIELDS
 from pipeline.stream.storage import is_local, open_filesystem, with_protocol
@@ -55,12 +56,12 @@ def named(files: Iterable[tuple[str, str]], **given: Unpack[Named]) -> Iterator[
     Raises:
         InputError: an attribute is not `folder`.
     """
-    if unknown := sorted(set(given["attributes"]) - {"folder"}):
+    if unknown := sorted(set(given["attributes"]) - {FOLDER}):
         raise InputError(f"images in folders have no attribute {unknown[0]!r}; there is `folder`, or give a manifest")
     for sample_id, address in files:
         if is_image(address):
-            parent = address.rsplit("/", 2)[-2]
-            label = parent if given["label_field"] == "folder" else None
+            parent = folder_of(address)
+            label = parent if given["label_field"] == FOLDER else None
             yield Entry(sample_id, address, label, dict.fromkeys(given["attributes"], parent))
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from pipeline.errors import InputError
-from pipeline.stream.sources.attributes import texts
+from pipeline.stream.sources.attributes import FOLDER, folder_of, texts
 from pipeline.stream.sources.listing import Entry
 from pipeline.stream.storage import from_storage, open_filesystem, with_protocol
 
@@ -33,9 +33,9 @@ def entries(
         address: of the manifest; relative addresses in it are relative to its folder.
         storage: fsspec options.
         image_field: column of the addresses; by default the first of `ADDRESS_FIELDS`.
-        label_field: column of the labels; by default the first of `LABEL_FIELDS` that exists.
+        label_field: column of the labels, or `folder`; by default the first of `LABEL_FIELDS` that exists.
         id_field: column of the ids; by default the first of `ID_FIELDS` that exists, else the address.
-        attributes: columns that are carried along.
+        attributes: columns that are carried along, or `folder`; without such a column it is the folder of the image.
 
     Yields:
         One entry a row.
@@ -50,19 +50,29 @@ def entries(
         names = batch.schema.names
         image = image or _column(names, image_field, ADDRESS_FIELDS, address, needed=True)
         _require_text(batch.schema.field(image), address)
-        label = _column(names, label_field, LABEL_FIELDS, address)
+        given = [*dict.fromkeys([*names, FOLDER])]
+        label = _column(given, label_field, LABEL_FIELDS, address)
         sample = _column(names, id_field, ID_FIELDS, address)
-        carried = [_column(names, name, (), address, needed=True) or name for name in attributes]
-        for row in batch.select(list({name for name in (image, label, sample, *carried) if name})).to_pylist():
-            yield _entry(row, image, label, sample, base)._replace(attributes=texts(row, carried))
+        carried = [_column(given, name, (), address, needed=True) or name for name in attributes]
+        wanted = {name for name in (image, label, sample, *carried) if name in names}
+        for row in batch.select(list(wanted)).to_pylist():
+            yield _entry(row, image, label, sample, base, carried)
 
 
-def _entry(row: dict[str, Any], image: str | None, label: str | None, sample: str | None, base: str) -> Entry:
+def _entry(
+    row: dict[str, Any], image: str | None, label: str | None, sample: str | None, base: str, carried: Sequence[str]
+) -> Entry:
     written = str(row[image or ""] or "")
     uri = written if "://" in written or written.startswith("/") else f"{base}/{written}"
-    value = row[label] if label else None
+    known = {FOLDER: folder_of(uri), **row}
+    value = known[label] if label else None
     name = row[sample] if sample else None
-    return Entry(str(name) if name is not None else written, uri, None if value in (None, "") else str(value))
+    return Entry(
+        sample_id=str(name) if name is not None else written,
+        uri=uri,
+        label=None if value in (None, "") else str(value),
+        attributes=texts(known, carried),
+    )
 
 
 def _batches(filesystem: Any, path: str, address: str) -> Iterator[pa.RecordBatch]:

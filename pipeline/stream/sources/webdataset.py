@@ -12,7 +12,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.errors import RowError
 from pipeline.stream.shards import Sample, Shard, shard_error
-from pipeline.stream.sources.attributes import texts
+from pipeline.stream.sources.attributes import FOLDER, folder_of, texts
 from pipeline.stream.storage import from_storage, open_filesystem
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "jp2", "avif", "image", "img")
@@ -152,22 +152,18 @@ def _sample(shard: Shard, row: int, key: str, fields: dict[str, bytes | RowError
         )
     if isinstance(image, RowError):
         return Sample(row, sample_id, uri, b"", None, image)
-    attributes = texts(_json(fields.get("json")), shard.options.get("attributes", ()))
-    return Sample(row, sample_id, uri, image, _label(fields, shard.options.get("label_field")), None, attributes)
+    values = ({FOLDER: folder_of(key)} if "/" in key else {}) | _json(fields.get("json"))
+    label = _label(fields, values, shard.options.get("label_field"))
+    return Sample(row, sample_id, uri, image, label, None, texts(values, shard.options.get("attributes", ())))
 
 
-def _label(fields: dict[str, bytes | RowError], field: str | None) -> str | None:
-    """The label in .cls, .label, .class or .txt, or in a field of .json."""
+def _label(fields: dict[str, bytes | RowError], values: dict[str, Any], field: str | None) -> str | None:
+    """The label in .cls, .label, .class or .txt, or in a field of .json; `folder` is that of the key."""
     wanted = LABEL_FIELDS if field is None else (field,)
     for content in [fields[full] for name in wanted for full in fields if name in (full, full.rpartition(".")[2])]:
         if isinstance(content, bytes) and content.strip():
             return content.decode("utf-8", "replace").strip()
-    return _json_label(fields.get("json"), JSON_LABELS if field is None else (field,))
-
-
-def _json_label(content: bytes | RowError | None, names: tuple[str, ...]) -> str | None:
-    values = _json(content)
-    found = [values[name] for name in names if values.get(name) is not None]
+    found = [values[name] for name in (JSON_LABELS if field is None else (field,)) if values.get(name) is not None]
     return str(found[0]) if found else None
 
 

@@ -64,6 +64,38 @@ def test_a_folder_has_its_name(tmp_path: Path) -> None:
         explain(job(tmp_path / "in", tmp_path / "other", attributes="light"))
 
 
+def folders_in_manifest(place: Path, **columns: list[str]) -> Path:
+    for name in ("night", "day"):
+        (place / name).mkdir()
+        (place / name / "a.jpg").write_bytes(jpeg(1))
+    pq.write_table(pa.table({"path": ["night/a.jpg", "day/a.jpg"], **columns}), place / "manifest.parquet")
+    return place / "manifest.parquet"
+
+
+def folders_in_tar(place: Path) -> Path:
+    return write_tar(place / "images.tar", [("night/a", {"jpg": jpeg(0)}), ("./day/a", {"jpg": jpeg(1)})])
+
+
+@pytest.mark.parametrize("written", [folders_in_manifest, folders_in_tar])
+def test_the_folder_of_an_address_and_of_a_key(written: Any, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("day\nnight\nc\nd\n")
+    fields = {"attributes": "folder", "label_field": "folder", "labels": str(tmp_path / "labels.txt")}
+    spec = job(written(tmp_path), tmp_path / "out", **fields)
+    explain(spec)
+    assert [(row["folder"], row["label"]) for row in rows(spec.output)] == [("night", 1), ("day", 0)]
+
+
+def test_a_column_goes_before_the_folder(tmp_path: Path) -> None:
+    spec = job(folders_in_manifest(tmp_path, folder=["x", "y"]), tmp_path / "out", attributes="folder")
+    explain(spec)
+    assert [row["folder"] for row in rows(spec.output)] == ["x", "y"]
+
+
+def test_bytes_in_parquet_have_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no column 'folder'; it has: image"):
+        explain(job(in_parquet(tmp_path), tmp_path / "out", attributes="folder"))
+
+
 def test_a_reject_beside_rows_with_attributes(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [jpeg(0), b"broken"], "light": ["day", "night"]}), tmp_path / "images.parquet")
     spec = job(tmp_path / "images.parquet", tmp_path / "out", attributes=("light",), max_reject_share=1.0)
