@@ -22,7 +22,7 @@ class TokenCut(TokenMethod):
     so that the seed is positive: positive cells are the object, negative ones the background, and cells on the seed's
     side but apart from it are 0. The same for every class.
 
-    Departures: batched, in float64; the box is `boxes` of the map.
+    Departures: batched, in float64.
 
     Args:
         model: the model to explain.
@@ -86,22 +86,3 @@ def connected(vectors: Tensor, seeds: Tensor) -> Tensor:
         labels = torch.from_numpy(ndimage.label((cells > 0).numpy())[0])
         cells[(labels > 0) & (labels != labels.flatten()[seed])] = 0
     return out
-
-
-def boxes(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """The box around the positive cells of each map.
-
-    Args:
-        maps: (N, h, w).
-        size: height and width of the image, px.
-
-    Returns:
-        (N, 4) float32: left, top, right, bottom in px, the right and bottom edges outside; zeros without an object.
-    """
-    found = []
-    for cells in maps > 0:
-        rows, columns = cells.any(dim=1).nonzero()[:, 0], cells.any(dim=0).nonzero()[:, 0]
-        edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else (0, 0, 0, 0)
-        found.append([float(edge) for edge in edges])
-    cell = torch.tensor([size[1] / maps.shape[2], size[0] / maps.shape[1]]).repeat(2)
-    return torch.tensor(found) * cell

@@ -16,7 +16,6 @@ from pipeline.evaluation.ranking import resized
 from pipeline.heatmap import overlaps, positive_share
 
 RADIUS_PX = 15
-TOP_PX = 1000
 
 
 @dataclass(frozen=True)
@@ -94,44 +93,6 @@ def relevance_rank(maps: Tensor, masks: Tensor) -> Localisation:
     """
     _check(maps, masks)
     return _highest(maps, masks, masks.sum(dim=(1, 2)))
-
-
-def top_k_intersection(maps: Tensor, masks: Tensor, *, k_px: int = TOP_PX) -> Localisation:
-    """Share of the k highest pixels that lie in the mask (Theiner et al. 2022).
-
-    Args:
-        maps: (N, h, w) float32, raw and signed; enlarged bilinearly.
-        masks: (N, H, W) bool, what the network sees.
-        k_px: pixels, the same for every image; the default is 2 % of 224 x 224.
-
-    Returns:
-        The shares; chance is the mask's area.
-
-    Raises:
-        ValueError: maps and masks do not belong together, or a mask has fewer than k pixels in all.
-    """
-    _check(maps, masks)
-    pixels = masks.shape[1] * masks.shape[2]
-    if not 1 <= k_px <= pixels:
-        raise ValueError(f"k_px must be in 1..{pixels}, the pixels of a {masks.shape[1]} x {masks.shape[2]} mask")
-    return _highest(maps, masks, torch.full((len(maps),), k_px, device=maps.device))
-
-
-def mean_over_classes(values: Tensor, classes: Tensor) -> float:
-    """The mean of the classes' means, as the pointing game is reported; NaN values are left out.
-
-    Args:
-        values: (N,).
-        classes: (N,) int64, not negative.
-
-    Returns:
-        The mean; NaN where no value is a number.
-    """
-    known = values.isfinite()
-    weights = known.double()
-    total = torch.bincount(classes, weights=values.double().where(known, 0))
-    count = torch.bincount(classes, weights=weights)
-    return float((total[count > 0] / count[count > 0]).mean())
 
 
 def masks_of(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

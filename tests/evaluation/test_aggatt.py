@@ -1,11 +1,10 @@
-"""AggAtt: bins of maps by score, and the picture of them."""
+"""AggAtt: bins of maps by score."""
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.evaluation.aggatt import EDGES, aggregate
-from pipeline.report.aggatt import FRAME, GAP, PANEL, TITLE, draw_aggatt
 
 
 def constant_maps(values):
@@ -55,23 +54,3 @@ def test_undefined_scores_are_left_out_and_too_few_maps_refused():
     assert sum(aggregate(maps, scores, cell=0).counts) == 6
     with pytest.raises(ValueError, match="needs a map for each of its 6 bins, found 5"):
         aggregate(maps[:6], scores[:6], cell=0)
-
-
-def test_panels_show_the_bins_on_one_scale_and_mark_the_cell():
-    """The first bin has all its mass in the cell, the last none at all."""
-    maps = torch.zeros(12, 4, 4)
-    maps[:6, 2:, 2:] = 1.0
-    rows = [aggregate(maps, torch.linspace(1, 0, 12), cell=cell) for cell in (0, 3)]
-    picture = np.asarray(draw_aggatt(rows, "gridpg")).astype(int)
-    assert picture.shape == (TITLE + 2 * (PANEL + 46), 6 * (PANEL + GAP) + GAP, 3)
-
-    def at(row, column, y, x):
-        top, left = TITLE + row * (PANEL + 46), GAP + column * (PANEL + GAP)
-        return picture[top + int(y * PANEL), left + int(x * PANEL)]
-
-    for row in (0, 1):
-        assert at(row, 0, 0.8, 0.8)[0] > at(row, 0, 0.8, 0.8)[2] + 50, "red"
-        assert at(row, 0, 0.2, 0.2).min() > 230, "pale"
-        assert at(row, 5, 0.8, 0.8).min() > 230
-    assert at(0, 5, 0.25, 0.5).tolist() == list(FRAME)
-    assert at(1, 5, 0.75, 0.5).tolist() == list(FRAME)

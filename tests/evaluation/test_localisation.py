@@ -9,10 +9,8 @@ from reference import localisation as reference
 from pipeline.evaluation.localisation import (
     energy,
     masks_of,
-    mean_over_classes,
     pointing_game,
     relevance_rank,
-    top_k_intersection,
 )
 
 SIZE = (20, 30)
@@ -20,7 +18,6 @@ MEASURES = {
     "pointing": lambda maps, masks: pointing_game(maps, masks, radius_px=4),
     "energy": energy,
     "rank": relevance_rank,
-    "top-k": lambda maps, masks: top_k_intersection(maps, masks, k_px=50),
 }
 measures = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 
@@ -41,15 +38,14 @@ def blobs(count=4):
 @pytest.mark.parametrize("shape", [(5, 6), (20, 30), (3, 4)])
 def test_measures_are_those_of_slow_loops(shape):
     maps, masks = random_maps(shape), blobs()
-    pointing, rank, top = (MEASURES[name](maps, masks) for name in ("pointing", "rank", "top-k"))
+    pointing, rank = (MEASURES[name](maps, masks) for name in ("pointing", "rank"))
     shares = energy(maps, masks).value
     for n, (heatmap, mask) in enumerate(zip(maps.double().numpy(), masks.numpy(), strict=True)):
         hit, chance = reference.pointing_game(heatmap, mask, 4)
         assert (float(pointing.value[n]), float(pointing.chance[n])) == pytest.approx((hit, chance), abs=1e-6)
         assert float(rank.value[n]) == pytest.approx(reference.relevance_rank(heatmap, mask), abs=1e-6)
-        assert float(top.value[n]) == pytest.approx(reference.highest(heatmap, mask, 50), abs=1e-6)
         assert float(shares[n]) == pytest.approx(reference.energy(heatmap, mask), abs=1e-5)
-        assert float(rank.chance[n]) == float(top.chance[n]) == pytest.approx(mask.mean(), abs=1e-6)
+        assert float(rank.chance[n]) == pytest.approx(mask.mean(), abs=1e-6)
 
 
 @measures
@@ -62,7 +58,6 @@ def test_a_constant_map_scores_as_chance_does(measure):
 @measures
 def test_the_mask_itself_scores_one(measure):
     masks = blobs()
-    masks[:, 2:18, 4:26] = True  # more pixels than k
     torch.testing.assert_close(measure(masks.float(), masks).value, torch.ones(4))
 
 
@@ -119,16 +114,8 @@ def test_wrong_input_is_refused():
     for wrong in (masks.float(), masks[:3], masks[0]):
         with pytest.raises(ValueError, match="expected maps"):
             energy(maps, wrong)
-    with pytest.raises(ValueError, match=r"k_px must be in 1\.\.600"):
-        top_k_intersection(maps, masks)
     with pytest.raises(ValueError, match="radius_px must be at least 1"):
         pointing_game(maps, masks, radius_px=0)
-
-
-def test_classes_weigh_the_same():
-    values = torch.tensor([1.0, 1.0, 1.0, 0.0, torch.nan, torch.nan])
-    assert mean_over_classes(values, torch.tensor([2, 2, 2, 5, 5, 7])) == pytest.approx(0.5)
-    assert np.isnan(mean_over_classes(values[4:], torch.tensor([5, 7])))
 
 
 def test_boxes_become_masks():
@@ -143,7 +130,6 @@ PEERS = {
     "pointing": (quantus.PointingGame(**PLAIN), lambda maps, masks: pointing_game(maps, masks, radius_px=1)),
     "energy": (quantus.RelevanceMassAccuracy(**PLAIN), energy),
     "rank": (quantus.RelevanceRankAccuracy(**PLAIN), relevance_rank),
-    "top-k": (quantus.TopKIntersection(k=50, **PLAIN), MEASURES["top-k"]),
 }
 
 

@@ -182,9 +182,3 @@ def border_mass(heatmap, fine=60):
             total += mass
             border += mass * (min(y, x) < fine // 10 or max(y, x) >= fine - fine // 10)
     return border / total
-
-
-def entropy(heatmap):
-    mass = [max(float(value), 0.0) for value in heatmap.flat]
-    shares = [value / sum(mass) for value in mass if value > 0]
-    return -sum(share * math.log(share) for share in shares) / math.log(len(mass))
