@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pipeline.errors import MethodError, first_line
 from pipeline.model import LoadedModel
 from pipeline.model.dry_run import noise, tensor_of, with_tensor
+from pipeline.model.faults import of_the_machine
 
 Choose = Callable[[Tensor], Tensor]
 """(N, K) logits to the (N, k) classes that are to be explained."""
@@ -329,9 +330,9 @@ def _unreached(needs: Needs, model: LoadedModel) -> str | None:
         else:
             capture = forward_to_layer(model, probe(model), gradients=True)
             lost = without_gradient(capture.logits, [capture.output])
-    except (torch.OutOfMemoryError, torch.AcceleratorError):  # faults of the device say nothing of the model
-        raise
     except RuntimeError as error:
+        if of_the_machine(error):
+            raise
         return f"the gradient at {where} cannot be computed ({first_line(error)})"
     return (
         f"its score has no gradient at {where}: what lies between does not run under torch's autograd" if lost else None

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from pipeline.attribution.base import hooked
 from pipeline.model import LoadedModel
 from pipeline.model.dry_run import with_tensor
+from pipeline.model.faults import of_the_machine
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,10 @@ class UpperPart:
         recorder = Recorder()
         try:
             logits = self._run(self._x, output, recorder)
-        except (Unrepeatable, RuntimeError):  # shapes that do not broadcast; a real fault is raised by the whole run
-            return None
+        except (Unrepeatable, RuntimeError) as error:
+            if of_the_machine(error):  # the whole run takes more memory
+                raise
+            return None  # shapes that do not broadcast; a fault of the network is raised by the whole run
         return logits if len(logits) == len(output) else None
 
     def _run(self, x: Tensor, output: Tensor, recorder: Recorder | None = None) -> Tensor:

@@ -16,6 +16,7 @@ from pipeline.attribution.base import forward_to_layer, hooked, probe
 from pipeline.errors import MethodError
 from pipeline.model import Layout, LoadedModel, Preprocessing
 from pipeline.model.dry_run import tensor_of, with_tensor
+from pipeline.model.faults import of_the_machine
 from pipeline.model.layers import TargetLayer
 
 
@@ -105,10 +106,10 @@ def _decides(module: UpperNetwork, model: LoadedModel) -> bool:
     try:
         with torch.no_grad():
             found = module(model.layer.layout.to_maps(capture.output)).float()
-    except (torch.OutOfMemoryError, torch.AcceleratorError):  # faults of the device say nothing of the model
-        raise
-    except RuntimeError:  # shapes of one image and of two do not go together
-        return False
+    except RuntimeError as error:
+        if of_the_machine(error):
+            raise
+        return False  # shapes of one image and of two do not go together
     tolerance = torch.finfo(capture.output.dtype).eps ** 0.5 * float(capture.logits.abs().max())
     return found.shape == capture.logits.shape and torch.allclose(found, capture.logits, rtol=0, atol=tolerance)
 

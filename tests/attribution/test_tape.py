@@ -112,3 +112,39 @@ def test_the_part_below_does_not_run_again():
     finally:
         handle.remove()
     assert len(calls) == 1
+
+
+class FailsOnce(nn.Module):
+    """Raises in the first call after it was armed, as a device does whose memory another process holds for a moment."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 8, stride=8)
+        self.head = nn.Linear(4, 3)
+        self.error = error
+        self.armed = False
+
+    def forward(self, x):
+        x = self.stem(x)
+        if self.armed:
+            self.armed = False
+            raise self.error
+        return self.head(x.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(torch.OutOfMemoryError("CUDA out of memory"), True), (RuntimeError("shapes"), False)]
+)
+def test_memory_that_does_not_suffice_is_not_taken_for_a_network_that_cannot_be_replayed(error, told):
+    model = loaded(randomised(FailsOnce(error)), layer="stem")
+    x = images(model, 1).float()
+    capture = forward_to_layer(model, x, gradients=False)
+    upper = UpperPart(model, x, capture.logits[0])
+    model.module.armed = True
+    if told:
+        with pytest.raises(torch.OutOfMemoryError):
+            upper(edited(capture.output, 4, 0))
+        assert not upper.whole
+    else:
+        upper(edited(capture.output, 4, 0))
+        assert upper.whole
