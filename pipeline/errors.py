@@ -81,9 +81,13 @@ class RowError(RaylensError):
     """
 
     def __init__(self, code: str, message: str, *, stage: str = "decode") -> None:
-        super().__init__(message)
-        self.stage = stage
+        super().__init__(code, message)  # all that it takes to make it again, which a pickle does
         self.code = code
+        self.message = message
+        self.stage = stage
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def first_line(error: BaseException) -> str:

@@ -118,7 +118,7 @@ def explained_failures() -> Iterator[None]:
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, RaylensError):
-            raise type(cause)(str(cause)) from error
+            raise cause from error
         raise WorkerError(f"a step failed in a worker: {type(cause).__name__}: {_last_line(cause)}") from error
     except ActorDiedError as error:
         if "creation task" in str(error):

@@ -11,7 +11,7 @@ from samples import job
 
 from pipeline.drift.compare import compare
 from pipeline.drift.profile import profile
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RowError
 from pipeline.jobs.reading import reader
 from pipeline.performance.measure import measure
 from pipeline.stream.finished import FinishedRun, in_turn, open_run
@@ -51,6 +51,16 @@ def test_an_error_of_a_task_comes_out_as_it_was(run: FinishedRun, cluster: Any) 
     spec = PerformanceSpec(slices=("sample_id",), slice_values=10)
     with pytest.raises(InputError, match="slice sample_id has more than 10 values"):
         measure(run, spec, each=each)
+
+
+def test_an_error_that_is_more_than_a_message_comes_out_whole(cluster: Any) -> None:
+    def refused(name: str) -> str:
+        raise RowError("no_image", f"{name} holds no image", stage="read")
+
+    each = reader(job("-", "-", runner="ray"), lambda: None)
+    with pytest.raises(RowError, match=r"^a holds no image$") as caught:
+        list(each(refused, ["a", "b"]))
+    assert (caught.value.code, caught.value.stage) == ("no_image", "read")
 
 
 def test_a_run_of_one_file_needs_no_cluster(tmp_path: Path) -> None:
