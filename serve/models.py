@@ -4,8 +4,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.attribution import METHODS, Method
-from pipeline.errors import MethodError
+from pipeline.attribution import METHODS, Method, method_class
 from pipeline.graph import digest
 from pipeline.model import LoadedModel, load
 from pipeline.runtime.onnx_file import compilable
@@ -96,9 +95,8 @@ def slow(method: str) -> bool:
     Raises:
         MethodError: there is no such method.
     """
-    if method not in METHODS:
-        raise MethodError(f"no method is named {method!r}; there are: {', '.join(METHODS)}")
-    return METHODS[method].traits.batch_only or not compilable(METHODS[method])
+    found = method_class(method)
+    return found.traits.batch_only or not compilable(found)
 
 
 def device(model: ServedModel, pool: Replicas) -> Device:

@@ -79,7 +79,22 @@ METHODS: dict[str, type[Method]] = {
     "vps": VPS,
 }
 
-__all__ = ["METHODS", "Attribution", "Choose", "Method", "Needs", "Traits", "create"]
+__all__ = ["METHODS", "Attribution", "Choose", "Method", "Needs", "Traits", "create", "method_class"]
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
+
+    Args:
+        name: key of `METHODS`.
+
+    Returns:
+        The class.
+
+    Raises:
+        MethodError: no such method.
+    """
+    return named("method", METHODS, name, {})
 
 
 def create(name: str, model: LoadedModel, *, seed: int = 0, **parameters: object) -> Method:

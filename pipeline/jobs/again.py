@@ -12,9 +12,10 @@ from pipeline.stream.finished import FinishedRun, open_run
 from pipeline.stream.ledger import STATE, Ledger
 from pipeline.stream.shards import Shard
 from schemas.job import IDENTITY, JobSpec
+from schemas.run import RunRecord
 
 Spec = TypeVar("Spec", bound=JobSpec)
-HOW = ("runner", "ray_address", "workers", "max_workers", "cache", "storage", "metrics_port")
+HOW = ("runner", "ray_address", "workers", "max_workers", "cache", "storage", "metrics_port", "metrics_instance")
 """Fields that say how a job is executed: a job on images of an earlier one has its own."""
 UNALIKE: dict[str, Any] = {
     "runtime": "torch",
@@ -96,9 +97,46 @@ def selected(job: JobSpec, selection: Selection, shown: Display, ready: Callable
         The finished run.
     """
     ledger = Ledger(job.output, job.storage)
+    begun(job, selection, ledger)
+    completed(job, selection, ledger, shown, ready)
+    return open_run(job.output, job.storage)
+
+
+def begun(job: JobSpec, selection: Selection, ledger: Ledger) -> bool:
+    """Whether an output holds what this job has done of a selection; what another one has done is removed.
+
+    Args:
+        job: with `overwrite`, what it has done itself is removed as well.
+        selection: rows, and what is wanted of them.
+        ledger: of the job's output.
+
+    Returns:
+        Whether there is anything to go on from.
+    """
     saved = ledger.read_json(STATE, "job.json")
     if job.overwrite or (saved is not None and saved["identity"] != selection.identity(job)):
         clear(ledger)
-    if ledger.read_json("run.json") is None:
-        run(job, ledger, shown, ready, selection)
-    return open_run(job.output, job.storage)
+        return False
+    return saved is not None
+
+
+def completed(
+    job: JobSpec, selection: Selection, ledger: Ledger, shown: Display, ready: Callable[[], None]
+) -> RunRecord:
+    """Runs what is missing of a selection.
+
+    Args:
+        job: whose output holds nothing of another, see `begun`.
+        selection: rows, and what is wanted of them.
+        ledger: of the job's output.
+        shown: told what happens.
+        ready: waits for the cluster, see `pipeline.jobs.cluster`.
+
+    Returns:
+        The record of the whole, which may explain no image.
+
+    Raises:
+        RaylensError: see `pipeline.errors`; the same call goes on from where it stopped.
+    """
+    written = ledger.read_json("run.json")
+    return RunRecord(**written) if written else run(job, ledger, shown, ready, selection)

@@ -1,6 +1,5 @@
 """A model of a study, looked at before anything runs: which methods fit, what they cost, what stands beside them."""
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from pipeline.errors import MethodError
 from pipeline.evaluation.cost import seconds_per_image
 from pipeline.graph import ExplanationGraph
 from pipeline.jobs.progress import Display
+from pipeline.jobs.quickest import of_one_pass
 from pipeline.jobs.run import check_fit
 from pipeline.model import LoadedModel, load
 from pipeline.stream.ledger import Ledger
@@ -120,11 +120,7 @@ def _seconds(job: JobSpec, graph: ExplanationGraph) -> float:
 
 def _cheapest(spec: StudySpec, name: str, model: LoadedModel, shape: Shape | None = None) -> MethodSpec | None:
     """The first method of one pass that fits, with maps of a shape; the same whatever the study compares."""
-    for method, kind in METHODS.items():
-        if kind.traits.forwards == "1" and kind.traits.discriminative and kind.misfit(model) is None:
-            found = MethodSpec(name=method, method=method)
-            with suppress(MethodError):
-                check_fit(spec.job(name, found, spec.output), model)
-                if shape in (None, attribution.create(method, model).shape):
-                    return found
+    for method in of_one_pass(spec.job(name, spec.methods[0], spec.output), model):
+        if shape in (None, attribution.create(method, model).shape):
+            return MethodSpec(name=method, method=method)
     return None

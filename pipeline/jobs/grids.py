@@ -16,10 +16,9 @@ from pipeline.attribution.base import Needs
 from pipeline.errors import InputError, MethodError, RowError
 from pipeline.evaluation.grid_settings import GridScorer
 from pipeline.evaluation.grids import CELLS, CONFIDENCE, Candidates, plan_grids
-from pipeline.jobs.again import plan_of
-from pipeline.jobs.explain import clear
+from pipeline.jobs.again import begun, completed, plan_of
 from pipeline.jobs.progress import Display
-from pipeline.jobs.run import Selection, run
+from pipeline.jobs.run import Selection
 from pipeline.measuring import rank
 from pipeline.model import LoadedModel, load
 from pipeline.report.html.number import plural
@@ -142,17 +141,13 @@ def gridded(
     ledger = Ledger(job.output, job.storage)
     record = explained.record
     selection = GridSelection(None, None, wanted, (explained.address, record.job_digest, record.finished))
-    saved = ledger.read_json(STATE, "job.json")
-    if saved is not None and saved["identity"] != selection.identity(job):
-        clear(ledger)
-        saved = None
-    if saved is None:
+    resumed = begun(job, selection, ledger)
+    if not resumed:
         selection = replace(selection, plan=_laid_out(job, explained, wanted, ledger))
     statements = (ledger.read_json(STATE, PLAN) or {}).get("statements", [])
-    if saved is None and not selection.plan:
+    if not resumed and not selection.plan:
         return Gridded(None, tuple(statements))
-    written = ledger.read_json("run.json")
-    made = RunRecord(**written) if written else run(job, ledger, shown, ready, selection)
+    made = completed(job, selection, ledger, shown, ready)
     ledger.remove(STATE, sheets.FOLDER)
     found = open_run(job.output, job.storage) if made.explained else None
     return Gridded(found, (*statements, *_rejected(made)))

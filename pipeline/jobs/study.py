@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from pipeline.attribution import METHODS
+from pipeline.attribution import method_class
 from pipeline.errors import MethodError
 from pipeline.evaluation.comparison import (
     CHANCE,
@@ -22,16 +22,17 @@ from pipeline.evaluation.comparison import (
 from pipeline.evaluation.metrics import create
 from pipeline.evaluation.readings import LEVELS, chance_levels, control_values, curves, grid_values, own_values
 from pipeline.evaluation.weak_localisation import MEASURES, weak_localisation
+from pipeline.jobs.again import begun, completed
 from pipeline.jobs.bench import Bench, Shape, Trial, bench, device_of, folder
 from pipeline.jobs.cluster import cluster
-from pipeline.jobs.explain import clear, explain
+from pipeline.jobs.explain import explain
 from pipeline.jobs.grids import Gridded, gridded, usual_grids
 from pipeline.jobs.progress import Display, display
-from pipeline.jobs.run import Selection, run
+from pipeline.jobs.run import Selection
 from pipeline.jobs.sample import Sample, draw
 from pipeline.logs import named_run
 from pipeline.stream.finished import FinishedRun, open_run
-from pipeline.stream.ledger import STATE, Ledger
+from pipeline.stream.ledger import Ledger
 from pipeline.stream.shards import Shard
 from schemas.graph import Device
 from schemas.grids import SETTINGS, GridsSpec
@@ -125,15 +126,12 @@ class Round:
         measure = MeasureSpec(metrics=metrics, ranks=ranks, boxes=asked.boxes, masks=asked.masks, seed=asked.seed)
         selection = Selection(self.sample.plan(self.shards), measure)
         ledger = Ledger(job.output, spec.storage)
-        saved = ledger.read_json(STATE, "job.json")
-        if saved is not None and saved["identity"] != selection.identity(job):
-            clear(ledger)
-        record = ledger.read_json("run.json")
-        if record is None:
+        begun(job, selection, ledger)
+        if ledger.read_json("run.json") is None:
             self.shown.say("trial", model=model, method=name, images=len(self.sample.rows))
-            record = run(job, ledger, self.shown, self.ready, selection).model_dump()
-        if record["explained"] == 0:
-            return f"no image could be explained: {record['rejects_by_code']}"
+        record = completed(job, selection, ledger, self.shown, self.ready)
+        if record.explained == 0:
+            return f"no image could be explained: {record.rejects_by_code}"
         return open_run(job.output, spec.storage)
 
     def gridded(self, model: str, method: MethodSpec, predictions: FinishedRun) -> Gridded:
@@ -212,8 +210,8 @@ def _studied(spec: StudySpec, shown: Display) -> dict[str, Any]:
 
 def _require_known(spec: StudySpec) -> None:
     """Refuses wrong names before any work."""
-    if unknown := [one.method for one in spec.methods if one.method not in METHODS]:
-        raise MethodError(f"no method is named {', '.join(unknown)}; there are: {', '.join(METHODS)}")
+    for method in spec.methods:
+        method_class(method.method)
     for metric in spec.measure.metrics:
         create(metric.name, **metric.parameters)
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.errors import MethodError, RejectLimitError
 from pipeline.evaluation.weak_localisation import weak_localisation
-from pipeline.jobs import study as study_module
+from pipeline.jobs import again as again_module
 from pipeline.jobs.audit import audit
 from pipeline.jobs.progress import Silence
 from pipeline.jobs.study import conduct, study
@@ -179,7 +179,7 @@ def test_a_method_more_is_the_only_one_that_is_run(tars: Path, tmp_path: Path) -
 
 def test_what_is_done_is_not_done_again(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    original = study_module.run
+    original = again_module.run
 
     def stopped(job_spec: Any, *rest: Any) -> Any:
         calls.append(Path(job_spec.output).name)
@@ -187,7 +187,7 @@ def test_what_is_done_is_not_done_again(tars: Path, tmp_path: Path, monkeypatch:
             raise KeyboardInterrupt
         return original(job_spec, *rest)
 
-    monkeypatch.setattr(study_module, "run", stopped)
+    monkeypatch.setattr(again_module, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
         study(spec(tars, tmp_path))
     before = stamps(tmp_path / "runs")
@@ -222,7 +222,7 @@ def test_ray_measures_the_same(tars: Path, tmp_path: Path, cluster: Any) -> None
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"methods": ["gradcam", "magic"]}, "no method is named magic"),
+        ({"methods": ["gradcam", "magic"]}, "no method is named 'magic'"),
         ({"measure": {"metrics": {"magic": {}}}}, "no metric is named 'magic'"),
         ({"measure": {"metrics": {"deletion": {"parameters": {"depth": 1}}}}}, "has no parameter depth"),
     ],
