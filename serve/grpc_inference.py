@@ -25,7 +25,6 @@ STATUS = {
     413: grpc.StatusCode.INVALID_ARGUMENT,
     422: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    499: grpc.StatusCode.CANCELLED,
     500: grpc.StatusCode.INTERNAL,
 }
 """By the status of HTTP; those of 503 differ by code."""

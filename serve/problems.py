@@ -24,7 +24,6 @@ STATUS = {
     "non_finite": 422,
     "not_readable": 422,
     "rate_limited": 429,
-    "cancelled": 499,
     "internal": 500,
     "overloaded": 503,
     "deadline": 503,
