@@ -107,10 +107,26 @@ def add_to_server(servicer: object, server: grpc.aio.Server) -> None:
         server: of Ray Serve, or any other.
     """
     handlers = {
-        name: grpc.unary_unary_rpc_method_handler(_again(getattr(servicer, name)), response_serializer=_bytes)
+        f"/{SERVICE}/{name}": grpc.unary_unary_rpc_method_handler(getattr(servicer, name), response_serializer=_bytes)
         for name in METHODS
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_generic_rpc_handlers((Retried(handlers),))
+
+
+class Retried(grpc.GenericRpcHandler):  # type: ignore[misc] # gRPC has no types
+    """Finds the handler of a call, and lets it try again: whichever is there when the call comes.
+
+    Args:
+        handlers: by the path of their method; Ray's server puts its own in their place, by the name of the attribute.
+    """
+
+    def __init__(self, handlers: Mapping[str, Any]) -> None:
+        self._method_handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler; None for what is no method of ours."""
+        found = self._method_handlers.get(handler_call_details.method)
+        return found and found._replace(unary_unary=_again(found.unary_unary))
 
 
 def _again(handler: Handler) -> Handler:

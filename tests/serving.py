@@ -60,13 +60,15 @@ def talk(service: Service, requests: Requests) -> Any:
 
 
 @contextmanager
-def listening(answering: Service | GrpcInference) -> Iterator[str]:
+def listening(
+    answering: Service | GrpcInference, server_of: Callable[[], grpc.aio.Server] = grpc.aio.server
+) -> Iterator[str]:
     """The address of a gRPC server of a service, in a thread."""
     servicer = answering if isinstance(answering, GrpcInference) else GrpcInference(answering)
     ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = Future()
 
     async def run() -> None:
-        server = grpc.aio.server()
+        server = server_of()
         add_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
