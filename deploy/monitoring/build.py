@@ -184,6 +184,15 @@ ENDPOINT = [
     ],
     [
         Panel(
+            "Answers over gRPC by status",
+            {
+                "{{status_code}}, Ray": f"sum by (status_code) (raylens:grpc_requests:rate5m{{{SERVED}}})",
+                "{{status}}, ours": "sum by (status) "
+                f'(rate(raylens_requests_total{{{RAYLENS}, route=~"Server.+|Model.+"}}[5m]))',
+            },
+            "reqps",
+        ),
+        Panel(
             "Requests by route, gRPC too",
             {"{{route}}": f"sum by (route) (rate(raylens_requests_total{{{RAYLENS}}}[5m]))"},
             "reqps",

@@ -21,11 +21,16 @@ Resource = dict[str, Any]
 
 @functools.cache
 def rendered(overlay: str) -> tuple[Resource, ...]:
-    """The resources of an overlay, by the kustomize that is in kubectl."""
+    """The resources of an overlay."""
+    return kustomized(KUBERNETES / "overlays" / overlay)
+
+
+def kustomized(folder: Path) -> tuple[Resource, ...]:
+    """The resources of a folder, by the kustomize that is in kubectl."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl, which has kustomize, is not installed")
-    command = [kubectl, "kustomize", str(KUBERNETES / "overlays" / overlay)]
+    command = [kubectl, "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return tuple(yaml.safe_load_all(done.stdout))

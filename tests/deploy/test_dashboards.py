@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 import ray
+import tritonclient.grpc as triton
 import yaml
 from deploy.promql import Selector, grouped, selectors
 from prometheus_client.parser import text_string_to_metric_families
@@ -101,11 +102,23 @@ def tiny_runs(folder: Path, **fields: Any) -> list[str]:
     return [(folder / name).read_text() for name in ("job.prom", "audit.prom")]
 
 
-def ask_everything(client: httpx.Client) -> None:
-    """An answer, one from the cache, and a refusal."""
-    for method in ("gradcam", "smoothgrad", "gradcam"):
-        assert client.post("/explain", params={"method": method}, content=jpeg(0)).status_code == 200
-    assert client.post("/explain", content=b"x").status_code == 422
+class Endpoint(NamedTuple):
+    """Clients of a service on Ray.
+
+    Attributes:
+        http: with a key.
+        grpc: without.
+    """
+
+    http: httpx.Client
+    grpc: triton.InferenceServerClient
+
+    def ask_everything(self) -> None:
+        """An answer, one from the cache, a refusal, and a call over gRPC."""
+        for method in ("gradcam", "smoothgrad", "gradcam"):
+            assert self.http.post("/explain", params={"method": method}, content=jpeg(0)).status_code == 200
+        assert self.http.post("/explain", content=b"x").status_code == 422
+        assert self.grpc.is_model_ready("tiny", headers={"authorization": "Bearer token"})
 
 
 @pytest.fixture(scope="module")
@@ -253,31 +266,38 @@ def value(client: httpx.Client, query: str) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def endpoint(cluster: Any) -> Iterator[httpx.Client]:
-    """The service on the session's cluster, by HTTP."""
+def endpoint(cluster: Any) -> Iterator[Endpoint]:
+    """The service on the session's cluster, by HTTP and gRPC."""
     from ray import serve
 
     from serve.app import build_app
 
-    port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    http, grpc = free_port(), free_port()
+    functions = ["serve.grpc_inference.add_to_server"]
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": http},
+        grpc_options={"port": grpc, "grpc_servicer_functions": functions},
+    )
     fields = {"models": {"tiny": {**TINY, "methods": {"gradcam": {}, "smoothgrad": {"samples": 4}}}}}
     small = {"cpus": 0.2}
     keys = [{"name": "shop", "sha256": KEY}]
     serve.run(build_app({**fields, "replicas": small, "slow": small, "api_keys": keys}), name="raylens")
-    address = f"http://127.0.0.1:{port}"
-    with httpx.Client(base_url=address, timeout=60, headers={"Authorization": "Bearer token"}) as client:
+    headers = {"Authorization": "Bearer token"}
+    with (
+        httpx.Client(base_url=f"http://127.0.0.1:{http}", timeout=60, headers=headers) as client,
+        triton.InferenceServerClient(f"127.0.0.1:{grpc}") as calls,
+    ):
         wait_until_ready(client)
-        yield client
+        yield Endpoint(client, calls)
     serve.shutdown()
 
 
 @pytest.mark.ray
 @pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus, which is a package of Debian")
-def test_a_real_prometheus_answers_every_query(endpoint: httpx.Client, tmp_path: Path) -> None:
+def test_a_real_prometheus_answers_every_query(endpoint: Endpoint, tmp_path: Path) -> None:
     """Of every panel something, of every rule no error; and nothing is told to be wrong where nothing is."""
-    ask_everything(endpoint)
+    endpoint.ask_everything()
     tiny_runs(tmp_path / "runs", runner="ray", workers=1)
     [node] = ray.nodes()  # type: ignore[no-untyped-call]
     with served(tmp_path / "runs") as files:
@@ -285,7 +305,7 @@ def test_a_real_prometheus_answers_every_query(endpoint: httpx.Client, tmp_path:
             "pushgateway": (files, "/job.prom"),
             "pushgateway-audit": (files, "/audit.prom"),
             "ray": (node["MetricsExportPort"], "/metrics"),
-            "raylens-endpoint": (httpx.URL(endpoint.base_url).port or 80, "/metrics"),
+            "raylens-endpoint": (endpoint.http.base_url.port or 80, "/metrics"),
         }
         with prometheus(tmp_path / "prometheus", targets) as client:
             empty = wait_for_answers(client, endpoint)
@@ -297,7 +317,7 @@ def test_a_real_prometheus_answers_every_query(endpoint: httpx.Client, tmp_path:
     assert firing <= {"RaylensAuditAlerts"}, "an audit of the same images twice may say so, the others not"
 
 
-def wait_for_answers(client: httpx.Client, endpoint: httpx.Client) -> set[str]:
+def wait_for_answers(client: httpx.Client, endpoint: Endpoint) -> set[str]:
     """Titles of panels that stay empty; Ray tells its metrics every ten seconds, and a rate needs two of them."""
     wanted = {
         title: hurried(filled(query))
@@ -306,7 +326,7 @@ def wait_for_answers(client: httpx.Client, endpoint: httpx.Client) -> set[str]:
     }
     deadline = time.monotonic() + 120
     while wanted and time.monotonic() < deadline:
-        ask_everything(endpoint)
+        endpoint.ask_everything()
         time.sleep(2)
         try:
             wanted = {title: query for title, query in wanted.items() if not value(client, query)}

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shutil
 import sys
 import threading
@@ -21,6 +22,7 @@ from deploy.rendered import (
     Resource,
     entry_points,
     job_cluster,
+    kustomized,
     labels,
     named,
     of_kind,
@@ -33,6 +35,7 @@ from deploy.rendered import (
 from jsonschema import Draft202012Validator
 
 from schemas.job import SECRETS
+from serve.security import is_open
 
 CORE = {
     "ConfigMap", "CronJob", "Namespace", "NetworkPolicy", "PodDisruptionBudget", "Role", "RoleBinding",
@@ -127,6 +130,33 @@ def test_metrics_are_read_from_ports_that_exist(overlay: str) -> None:
     policy = named(overlay, "NetworkPolicy", "raylens")["spec"]["ingress"]
     [opened] = [rule["ports"] for rule in policy if "monitoring" in json.dumps(rule)]
     assert {port["port"] for port in opened} == wanted
+
+
+def asked_with_a_key(resources: tuple[Resource, ...]) -> dict[str, bool]:
+    """Ports of the PodMonitor, and whether Prometheus has a key for them."""
+    [monitor] = [resource for resource in resources if resource["kind"] == "PodMonitor"]
+    return {found["port"]: "authorization" in found for found in monitor["spec"]["podMetricsEndpoints"]}
+
+
+@overlays
+def test_prometheus_has_a_key_where_the_endpoint_asks_for_one(overlay: str) -> None:
+    assert not is_open("/metrics")
+    service = named(overlay, "RayService", "raylens-endpoint")["spec"]
+    [application] = yaml.safe_load(service["serveConfigV2"])["applications"]
+    assert asked_with_a_key(rendered(overlay))["serve"] == ("api_keys" in application["args"])
+
+
+def test_the_component_of_keys_gives_one_to_the_endpoint_alone(tmp_path: Path) -> None:
+    places = {name: os.path.relpath(KUBERNETES / name, tmp_path) for name in ("overlays/cpu", "components/keys")}
+    content = {"resources": [places["overlays/cpu"]], "components": [places["components/keys"]]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    found = kustomized(tmp_path)
+    assert asked_with_a_key(found) == {"metrics": False, "job": False, "serve": True}
+    [credentials] = values(found, "credentials")
+    secret = f"secret generic {credentials['name']} --namespace raylens --from-literal={credentials['key']}="
+    assert secret in (ROOT / "deploy" / "README.md").read_text()
+    others = [resource for resource in found if resource["kind"] != "PodMonitor"]
+    assert others == [resource for resource in rendered("cpu") if resource["kind"] != "PodMonitor"]
 
 
 @overlays
@@ -241,7 +271,7 @@ def test_there_is_no_secret(overlay: str) -> None:
     for content in of_kind(overlay, "ConfigMap"):
         for name, text in content["data"].items():
             if name.endswith(".yaml"):
-                keys = {line.strip().partition(":")[0].lower() for line in text.splitlines()}
+                keys = {line.strip().partition(":")[0].lower() for line in text.splitlines()} - {"api_keys"}  # digests
                 assert not [key for key in keys if any(word in key for word in SECRETS)]
 
 
