@@ -51,7 +51,7 @@ PANELS = {
     ),
     "Output": ("output", "max_reject_share", "overwrite"),
     "Golden set": ("golden", "golden_top1"),
-    "Execution": ("runner", "ray_address", "workers", "max_workers", "gpus_per_worker", "cache"),
+    "Execution": ("runner", "ray_address", "workers", "max_workers", "gpus_per_worker", "block_images", "cache"),
     "Reporting": (
         "progress", "metrics_port", "metrics_pushgateway", "metrics_file", "metrics_instance", "interval_h",
     ),

@@ -156,6 +156,9 @@ class JobSpec(Frozen):
     )
     max_workers: PositiveInt | None = Field(None, description="Most graph actors; the pool grows up to it.")
     gpus_per_worker: PositiveFloat = Field(1.0, description="GPU share of one graph actor on a GPU.")
+    block_images: PositiveInt | None = Field(
+        None, description="Images that are read, explained and committed together; by default about 20 MiB of pixels."
+    )
     cache: Address | None = Field(
         None, description="Folder or address for compiled graphs; by default beside the output."
     )
@@ -202,6 +205,11 @@ class JobSpec(Frozen):
             raise ValueError(f"std must be positive, found {self.std}")
         if self.workers and self.max_workers and self.max_workers < self.workers:
             raise ValueError(f"max_workers {self.max_workers} is less than workers {self.workers}")
+        if self.block_images and (self.batch_size is None or self.block_images % self.batch_size):
+            raise ValueError(
+                f"block_images {self.block_images} needs a batch_size that divides it, found {self.batch_size}: blocks "
+                "of whole batches give the same maps whatever their size"
+            )
         if self.device == "auto" and self.precision in ("bfloat16", "float16"):
             raise ValueError(
                 f"precision {self.precision} needs an explicit device: add `device: cuda` or `device: cpu`"

@@ -1,6 +1,7 @@
 """The run of a job, or of what is missing of it: model, plan, stream, seal, record."""
 
 import importlib.metadata
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline import attribution, logs, target
-from pipeline.errors import InputError, MethodError, OutputError
+from pipeline.errors import InputError, MethodError, OutputError, SpecError
 from pipeline.jobs import golden
 from pipeline.jobs.metrics import published
 from pipeline.jobs.progress import Display
@@ -24,7 +25,7 @@ from pipeline.runtime.torch_graph import head
 from pipeline.stream import parts, sources
 from pipeline.stream.ledger import STATE, Ledger
 from pipeline.stream.shards import Shard
-from pipeline.stream.steps import Steps
+from pipeline.stream.steps import BLOCK_BYTES_MAX, Steps
 from schemas.embeddings import EmbedSpec
 from schemas.explanations import SCHEMA_VERSION
 from schemas.graph import GraphSpec
@@ -143,7 +144,7 @@ def _checked(spec: JobSpec, shown: Display) -> LoadedModel:
 
 
 def check_fit(spec: JobSpec, model: LoadedModel) -> None:
-    """Refuses a method or target that does not fit the model, before the job starts.
+    """Refuses a method, target or block that does not fit the model, before the job starts.
 
     Args:
         spec: of the job.
@@ -151,7 +152,14 @@ def check_fit(spec: JobSpec, model: LoadedModel) -> None:
 
     Raises:
         MethodError: the method does not fit.
+        SpecError: a block is too large.
     """
+    most = BLOCK_BYTES_MAX // math.prod(model.preprocessing.shape)
+    if spec.block_images is not None and spec.block_images > most:
+        raise SpecError(
+            f"block_images {spec.block_images} is over {BLOCK_BYTES_MAX >> 20} MiB of pixels, and every worker holds "
+            f"several blocks: give at most {most}"
+        )
     method = attribution.create(spec.method, model, seed=spec.seed, **spec.method_args)
     target.resolve(spec.target, model)
     if not method.traits.discriminative and spec.target != "predicted":
@@ -234,6 +242,7 @@ def prepared(
         cache=cache(spec),
         more=more,
         run=logs.run() if spec.progress == "json" else None,
+        block_images=spec.block_images,
     )
 
 

@@ -22,6 +22,7 @@ from schemas.graph import GraphSpec
 from schemas.measures import MeasureSpec
 
 BLOCK_BYTES = 20 * 2**20
+BLOCK_BYTES_MAX = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Steps:
         cache: folder or address of compiled graphs.
         more: what to measure of the maps, or to embed, beside explaining; None for nothing.
         run: name of the run in the log of every process; None for no log.
+        block_images: see `JobSpec`.
     """
 
     output: str
@@ -67,6 +69,7 @@ class Steps:
     cache: str | None = None
     more: MeasureSpec | EmbedSpec | None = None
     run: str | None = None
+    block_images: int | None = None
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -81,9 +84,11 @@ class Steps:
 
     @property
     def block_rows(self) -> int:
-        """Rows of one decoded block: about `BLOCK_BYTES`, and whole batches; one batch where maps are measured."""
+        """Rows of a decoded block: whole batches, about `BLOCK_BYTES` by default; one batch where maps are measured."""
         if isinstance(self.more, MeasureSpec):
             return self.graph.batch_size
+        if self.block_images is not None:
+            return self.block_images
         batches = BLOCK_BYTES // (self.row_bytes * self.graph.batch_size)
         return max(1, batches) * self.graph.batch_size
 

@@ -153,6 +153,27 @@ def test_an_interrupted_job_goes_on_where_it_stopped(
     assert rows(tmp_path / "out") == undisturbed
 
 
+def test_the_size_of_a_block_changes_nothing_but_the_commits(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[dict[str, Any]]
+) -> None:
+    """Begun with blocks of one batch, gone on with in blocks of three."""
+    original, sizes = Ledger.commit, list[int]()
+
+    def failing(self: Ledger, table: Any, metadata: Any) -> Any:
+        if len(sizes) == 3:
+            sizes.append(0)
+            raise KeyboardInterrupt
+        sizes.append(table.num_rows)
+        return original(self, table, metadata)
+
+    monkeypatch.setattr(Ledger, "commit", failing)
+    with pytest.raises(KeyboardInterrupt):
+        explain(job(tars, tmp_path / "out", block_images=4))
+    explain(job(tars, tmp_path / "out", block_images=12))
+    assert sizes == [4, 4, 4, 0, 8, 12, 8, 12, 8]
+    assert rows(tmp_path / "out") == undisturbed
+
+
 def explain_until_the_record(spec: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a job that is interrupted when everything is done but `run.json`."""
     original = Ledger.write_json
@@ -284,6 +305,7 @@ def test_limit_takes_the_first_of_every_shard(tars: Path, tmp_path: Path) -> Non
         ({"target": "penguin"}, ModelError, "no class is named 'penguin'"),
         ({"target": "top:9"}, SpecError, r"K must be 1\.\.4"),
         ({"size": None}, ModelError, "--size"),
+        ({"block_images": 100_000}, SpecError, "over 256 MiB of pixels.*: give at most 87381"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(

@@ -60,12 +60,15 @@ CHANGED: dict[str, Any] = {
     "interval_h": 24.0,
 }
 
+TOGETHER = ("runtime", "precision", "block_images")
+"""Fields that need another one."""
+
 
 def spec(**fields: Any) -> JobSpec:
     return JobSpec(**{**GIVEN, **fields})
 
 
-@pytest.mark.parametrize("name", [name for name in JobSpec.model_fields if name not in ("runtime", "precision")])
+@pytest.mark.parametrize("name", [name for name in JobSpec.model_fields if name not in TOGETHER])
 def test_the_digest_depends_on_what_is_written_and_on_nothing_else(name: str) -> None:
     changed = spec(**{name: CHANGED[name]})
     assert getattr(changed, name) != getattr(spec(), name)
@@ -80,6 +83,7 @@ def test_the_digest_depends_on_the_precision() -> None:
 
 def test_how_a_job_runs_is_no_part_of_its_identity() -> None:
     assert not IDENTITY & {"output", "runner", "workers", "storage", "progress", "max_reject_share", "overwrite"}
+    assert spec(batch_size=16, block_images=64).digest() == spec(batch_size=16).digest()
     assert {"input", "model", "method", "target", "seed", "batch_size", "max_pixels", "limit"} <= IDENTITY
 
 
@@ -113,6 +117,9 @@ def test_order_and_number_of_inputs_matter() -> None:
         ({"precision": "float16"}, "precision float16 needs an explicit device"),
         ({"limit": 0}, "limit"),
         ({"gpus_per_worker": 0}, "gpus_per_worker"),
+        ({"block_images": 0}, "block_images"),
+        ({"block_images": 32}, "block_images 32 needs a batch_size that divides it, found None"),
+        ({"block_images": 8, "batch_size": 16}, "block_images 8 needs a batch_size that divides it, found 16"),
         ({"target": None}, "target"),
         ({"target": True}, "target"),
     ],
