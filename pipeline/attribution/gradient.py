@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.attribution.base import Attribution, Choose, Method, Needs, Traits
-from pipeline.attribution.perturbation import chunks, grey
+from pipeline.attribution.perturbation import chunks, grey, passes_at_once
 from pipeline.errors import MethodError
 from pipeline.model import LoadedModel
 
@@ -83,7 +83,7 @@ class IntegratedGradients(Method):
         seed: unused.
         steps: points on the path.
         baseline: x' as a grey level in 0..1; None for 0 in normalised space, the mean colour.
-        chunk: images in one pass; memory grows with it and not with `steps`.
+        chunk: images of 224 px in one pass, fewer of larger ones; memory grows with it and not with `steps`.
     """
 
     traits = Traits(
@@ -111,7 +111,7 @@ class IntegratedGradients(Method):
         difference = x.float() - start
         total = torch.zeros(targets.shape[1], *x.shape, device=x.device)
         alphas = (torch.arange(self.steps, device=x.device, dtype=torch.float32) + 0.5) / self.steps
-        for part in chunks(self.steps, per_pass(self.chunk, len(x))):
+        for part in chunks(self.steps, per_pass(self.chunk, x)):
             points = start + alphas[part].view(-1, 1, 1, 1, 1) * difference
             total += gradients_at(self.model, points.to(x.dtype), targets).sum(dim=1)
         maps = (total / self.steps * difference).sum(dim=2).transpose(0, 1)
@@ -241,9 +241,9 @@ def gaussian(maps: Tensor, kernel: int) -> Tensor:
     return F.conv2d(one, weights.view(1, 1, 1, -1), padding=(0, kernel // 2)).view_as(maps)
 
 
-def per_pass(chunk: int, batch: int) -> int:
-    """How many variations of a whole batch fit a pass of `chunk` images; at least one."""
-    return max(1, chunk // max(1, batch))
+def per_pass(chunk: int, x: Tensor) -> int:
+    """How many variations of a whole batch x fit a pass of `chunk` images; at least one."""
+    return max(1, passes_at_once(chunk, x) // max(1, len(x)))
 
 
 def at_least_one(name: str, value: int) -> int:

@@ -21,7 +21,7 @@ from pipeline.attribution.base import (
 )
 from pipeline.attribution.folding import Scorer
 from pipeline.attribution.gradient import at_least_one, channels_last
-from pipeline.attribution.perturbation import chunks
+from pipeline.attribution.perturbation import chunks, passes_at_once
 from pipeline.attribution.tape import UpperPart
 from pipeline.model import LoadedModel
 
@@ -32,7 +32,8 @@ class MaskedCAM(Method):
     Args:
         model: see `Method`.
         seed: unused.
-        chunk: forward passes at a time; memory grows with it and not with the number of channels.
+        chunk: forward passes of 224 px images at a time, fewer of larger ones; memory grows with it and not with the
+            number of channels.
     """
 
     def __init__(self, model: LoadedModel, *, seed: int = 0, chunk: int = 16) -> None:
@@ -88,7 +89,7 @@ class ScoreCAM(MaskedCAM):
         features = capture.features[n]
         chosen = self._chosen(features)
         scores = features.new_full((targets.shape[1], len(features)), -torch.inf)
-        for part in chunks(len(chosen), self.chunk):
+        for part in chunks(len(chosen), passes_at_once(self.chunk, x)):
             masks = masks_of(features[chosen[part]], (x.shape[2], x.shape[3]))
             logits = self.scorer(channels_last(x[n] * masks.to(x.dtype))).float()
             scores[:, chosen[part]] = logits[:, targets[n]].T
@@ -152,20 +153,20 @@ class AblationCAM(MaskedCAM):
         upper = UpperPart(self.model, x[n : n + 1], capture.logits[n])
         y = capture.logits[n][targets[n]]  # (k,)
         weights = capture.features.new_zeros(len(y), capture.features.shape[1])
-        for channels, ablated in self._ablations(capture.output[n : n + 1]):
+        for channels, ablated in self._ablations(capture.output[n : n + 1], passes_at_once(self.chunk, x)):
             without = upper(ablated)[1 : len(channels) + 1, targets[n]].T  # (k, M)
             weights[:, channels] = y[:, None] - without
         return weights / y[:, None].abs().clamp_min(torch.finfo(weights.dtype).tiny)
 
-    def _ablations(self, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """(1, ...) layer output to (M,) channels and (chunk + 1, ...) outputs: the true one, then each channel zeroed.
+    def _ablations(self, output: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(1, ...) layer output to (M,) channels and (at_once + 1, ...) outputs: the true one, then each zeroed.
 
         All batches have one size; the last is filled up with true outputs.
         """
         layout = self.model.layer.layout
         maps = layout.to_maps(output)
         live = maps.flatten(2).any(dim=2)[0].nonzero()[:, 0]
-        size = min(self.chunk, max(1, len(live)))
+        size = min(at_once, max(1, len(live)))
         for part in chunks(len(live), size):
             channels = live[part]
             ablated = maps.repeat(size + 1, 1, 1, 1)

@@ -19,7 +19,7 @@ class Noisy(Method):
         seed: of the job.
         samples: noisy copies.
         noise: standard deviation of the noise, as a share of each image's max − min (paper: 0.1 to 0.2).
-        chunk: images in one pass; memory grows with it and not with `samples`.
+        chunk: images of 224 px in one pass, fewer of larger ones; memory grows with it and not with `samples`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Noisy(Method):
         sources = [generator(self.seed, sample) for sample in samples]
         spread = x.float().flatten(1)
         sigma = (self.noise * (spread.amax(dim=1) - spread.amin(dim=1))).view(-1, 1, 1, 1)
-        for part in chunks(self.samples, per_pass(self.chunk, len(x))):
+        for part in chunks(self.samples, per_pass(self.chunk, x)):
             count = part.stop - part.start
             # One image at a time: a generator asked for 2 x 8 numbers may not answer as if asked for 8 twice.
             draws = [torch.stack([torch.randn(x.shape[1:], generator=s) for s in sources]) for _ in range(count)]

@@ -20,6 +20,8 @@ from pipeline.errors import MethodError
 from pipeline.model import LoadedModel, Preprocessing
 
 Score = Literal["probability", "logit"]
+CHUNK_PX = 224 * 224
+"""Pixels of the images that chunks are counted in."""
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:
@@ -27,9 +29,20 @@ def chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def passes_at_once(chunk: int | None, device: torch.device) -> int:
-    """Forward passes at a time: `chunk`, else 16 on the CPU, whose caches hold no more, and 64 elsewhere."""
-    return chunk or (16 if device.type == "cpu" else 64)
+def passes_at_once(chunk: int | None, x: Tensor) -> int:
+    """How many images of a size run at a time.
+
+    A chunk counts images of 224 x 224 px; larger ones take the room of several, so that memory does not grow with them.
+
+    Args:
+        chunk: None for 16 on the CPU, whose caches hold no more, and 64 elsewhere.
+        x: (..., H, W), images of that size on the device where they run.
+
+    Returns:
+        The chunk, fewer for images larger than 224 x 224 px; at least 1.
+    """
+    usual = chunk or (16 if x.device.type == "cpu" else 64)
+    return max(1, usual * CHUNK_PX // max(CHUNK_PX, x.shape[-2] * x.shape[-1]))
 
 
 def grey(level: float, preprocessing: Preprocessing, device: torch.device | str = "cpu") -> Tensor:
@@ -44,8 +57,8 @@ class Perturbation(Method):
     Args:
         model: the model to explain.
         seed: of the job; decides masks that all images share.
-        chunk: forwards at a time; None for 16 on the CPU, whose caches hold no more, and 64 elsewhere. Memory follows
-            it, results do not beyond rounding.
+        chunk: forwards of 224 px images at a time, fewer of larger ones; None for 16 on the CPU, whose caches hold no
+            more, and 64 elsewhere. Memory follows it, results do not beyond rounding.
         score: `probability` (softmax) or `logit` of the target.
         baseline: grey level in 0..1 that hides a pixel; None for 0 in normalised space, the mean colour.
 
@@ -98,8 +111,8 @@ class Perturbation(Method):
         return Scorer(self.model)
 
     def forwards(self, x: Tensor) -> int:
-        """How many run at a time on the device of x."""
-        return passes_at_once(self.chunk, x.device)
+        """How many run at a time of images like x."""
+        return passes_at_once(self.chunk, x)
 
     def parts(self, count: int, x: Tensor) -> Iterator[slice]:
         """Slices of `count` masks, as many as run at a time."""

@@ -105,8 +105,8 @@ class Metric(ABC):
     """A metric with its parameters. Values of an image do not depend on the images beside it, beyond rounding.
 
     Args:
-        chunk: images a forward pass; None for 16 on the CPU, whose caches hold no more, and 64 elsewhere. Memory
-            follows it and the number of images, not the number of passes.
+        chunk: images of 224 px a forward pass, fewer larger ones; None for 16 on the CPU, whose caches hold no more,
+            and 64 elsewhere. Memory follows it and the number of images, not the number of passes.
 
     Raises:
         MethodError: a parameter is out of range.
@@ -132,5 +132,5 @@ class Metric(ABC):
         """
 
     def parts_of(self, count: int, x: Tensor) -> Iterator[slice]:
-        """Slices of `count` images, as many as run at a time on the device of x."""
-        return chunks(count, passes_at_once(self.chunk, x.device))
+        """Slices of `count` images like x, as many as run at a time."""
+        return chunks(count, passes_at_once(self.chunk, x))

@@ -134,6 +134,11 @@ def test_a_pass_never_holds_more_than_a_chunk(name, model):
     assert seen or name == "mprt"
 
 
+def test_a_pass_of_larger_images_holds_fewer():
+    parts = [list(few("deletion").parts_of(16, torch.empty(1, 3, side, side))) for side in (224, 448)]
+    assert [len(one) for one in parts] == [1, 4]
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_traits_say_what_the_metric_is(name):
     traits = METRICS[name].traits
