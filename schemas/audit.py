@@ -17,7 +17,7 @@ class PerformanceSpec(Frozen):
     bins: PositiveInt = Field(15, description="Bins of the reliability curve and of the calibration error.")
     slices: tuple[str, ...] = Field((), description="Columns of the run to tell images by: its attributes, shard, ...")
     slice_values: PositiveInt = Field(1000, description="Most values of a slice column; more are an error.")
-    confidence_level: Level = Field(0.95, description="Of the Wilson intervals.")
+    confidence_level: Level = Field(0.95, description="Of the intervals of rates, and of maps by class and slice.")
 
 
 class DriftThresholds(Frozen):

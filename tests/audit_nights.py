@@ -116,6 +116,7 @@ def unlabelled(folder: Path, like: Night) -> Night:
         before=None,
         drift=None,
         metrics=(),
+        breakdown=(),
         history=(),
         performance=performance,
     )

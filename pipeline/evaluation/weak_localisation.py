@@ -5,7 +5,7 @@ then a number for each image. Only these numbers grow with the run.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,8 +23,10 @@ VERSIONS = (("max_box_acc", (0.5,)), ("max_box_acc_v2", DELTAS))
 """Names of MaxBoxAcc and its least overlaps, in the order of the sweeps."""
 HELD_OUT = "_held_out"
 PXAP = "pxap"
-MEASURES = (*(f"{name}{suffix}" for name, _ in VERSIONS for suffix in ("", HELD_OUT)), PXAP)
+MAX_BOX_ACC = tuple(f"{name}{suffix}" for name, _ in VERSIONS for suffix in ("", HELD_OUT))
+MEASURES = (*MAX_BOX_ACC, PXAP)
 """Measures of images with boxes, better where they are higher."""
+*SWEEPS, HISTOGRAM = BY_THRESHOLD
 
 
 @dataclass
@@ -33,43 +35,37 @@ class Counts:
 
     Attributes:
         found: of each version, (2, δ, 255) int64: images of both halves with their box found, by level.
-        pixels: (2, 1001) int64, `score_histogram` of all images.
     """
 
     found: list[Tensor] = field(
         default_factory=lambda: [torch.zeros(2, len(deltas), LEVELS, dtype=torch.int64) for _, deltas in VERSIONS]
     )
-    pixels: Tensor = field(default_factory=lambda: torch.zeros(2, SCORE_BINS + 1, dtype=torch.int64))
 
-    def add(self, halves: Tensor, sweeps: Sequence[Tensor], pixels: Tensor) -> None:
+    def add(self, halves: Tensor, sweeps: Sequence[Tensor]) -> None:
         """Counts some images.
 
         Args:
             halves: (N,) int64 of `half_of`.
             sweeps: (N, 255) of each version.
-            pixels: (N, 2, 1001).
         """
         for found, sweep, (_, deltas) in zip(self.found, sweeps, VERSIONS, strict=True):
             for half in (0, 1):
                 found[half] += found_counts(sweep[halves == half], deltas)
-        self.pixels += pixels.sum(dim=0)
 
-    def values(self, halves: Tensor, sweeps: Sequence[Tensor], pixels: Tensor) -> Iterator[Tensor]:
+    def values(self, halves: Tensor, sweeps: Sequence[Tensor]) -> Iterator[Tensor]:
         """What some of the counted images add.
 
         Args:
             halves: as of `add`.
             sweeps: as of `add`.
-            pixels: as of `add`.
 
         Yields:
-            (N,) of each of `MEASURES`; of PxAP what it is without the image.
+            (N,) of each of `MAX_BOX_ACC`.
         """
         for found, sweep, (_, deltas) in zip(self.found, sweeps, VERSIONS, strict=True):
             yield found_at(sweep, found.sum(dim=0).argmax(dim=1), deltas)
             by_half = torch.stack([found_at(sweep, found[1 - half].argmax(dim=1), deltas) for half in (0, 1)])
             yield by_half.gather(0, halves[None])[0]
-        yield pixel_precision(self.pixels - pixels)
 
 
 def half_of(sample_id: str) -> int:
@@ -83,8 +79,7 @@ def weak_localisation(run: FinishedRun, maps: str = "") -> Values:
     - `max_box_acc`: whether the image's box is found, at the threshold that is best for all images: optimistic, as the
       metric is defined; of version 2 the share of three overlaps that are reached.
     - `max_box_acc_held_out` and the same of version 2: at the threshold that is best for the images of the other half.
-    - `pxap`: the jackknife's pseudo-value, moved so that the mean is PxAP, whose curve is one for all images; Student's
-      interval of these is Tukey's (1958) of PxAP. It may lie outside 0..1.
+    - `pxap`: see `pixel_precision_within`, of all images together.
 
     Args:
         run: that measured images with boxes.
@@ -93,32 +88,69 @@ def weak_localisation(run: FinishedRun, maps: str = "") -> Values:
     Returns:
         By name of `MEASURES`; nothing where no image has a box. Held out only where both halves have images.
     """
-    columns = [f"{name}_{maps}" if maps else name for name in BY_THRESHOLD]
-    if any(name not in run.schema.names for name in columns):
+    if not _has_boxes(run):
         return {}
     counts, halves_seen = Counts(), set[int]()
-    for ids, batch in _batches(run, columns):
-        counts.add(*batch)
-        halves_seen |= {half_of(name) for name in ids}
-    found: dict[str, dict[str, float]] = {name: {} for name in MEASURES}
-    for ids, batch in _batches(run, columns):
-        for name, values in zip(MEASURES, counts.values(*batch), strict=True):
+    for ids, sweeps in _batches(run, SWEEPS, maps):
+        halves = [half_of(name) for name in ids]
+        counts.add(torch.tensor(halves, dtype=torch.int64), sweeps)
+        halves_seen |= set(halves)
+    found: dict[str, dict[str, float]] = {name: {} for name in MAX_BOX_ACC}
+    for ids, sweeps in _batches(run, SWEEPS, maps):
+        halves = [half_of(name) for name in ids]
+        for name, values in zip(MAX_BOX_ACC, counts.values(torch.tensor(halves), sweeps), strict=True):
             found[name] |= dict(zip(ids, values.tolist(), strict=True))
-    found[PXAP] = _pseudo(found[PXAP], float(pixel_precision(counts.pixels)))
+    found[PXAP] = pixel_precision_within(run, maps=maps)
     return {name: values for name, values in found.items() if values and (HELD_OUT not in name or len(halves_seen) > 1)}
 
 
-def _batches(
-    run: FinishedRun, columns: Sequence[str]
-) -> Iterator[tuple[list[str], tuple[Tensor, list[Tensor], Tensor]]]:
-    """Ids of images with boxes, and what `Counts` reads of them."""
+def pixel_precision_within(
+    run: FinishedRun, groups: Mapping[str, Hashable] | None = None, *, maps: str = ""
+) -> dict[str, float]:
+    """PxAP of groups of images, as a number for each image: the mean over a group is the group's PxAP.
+
+    Its curve is one for all images of a group. The numbers are the jackknife's pseudo-values, moved so that this is
+    their mean; Student's interval of them is Tukey's (1958) of PxAP. They may lie outside 0..1.
+
+    Args:
+        run: that measured images with boxes.
+        groups: of every image, by its id; all images are one group where None.
+        maps: see `weak_localisation`.
+
+    Returns:
+        By id of the images with boxes.
+    """
+    if not _has_boxes(run):
+        return {}
+
+    def of(name: str) -> Hashable:
+        return groups[name] if groups else None
+
+    empty = torch.zeros(2, SCORE_BINS + 1, dtype=torch.int64)
+    whole: dict[Hashable, Tensor] = {}
+    for ids, (pixels,) in _batches(run, [HISTOGRAM], maps):
+        for name, counted in zip(ids, pixels.view(-1, *empty.shape), strict=True):
+            whole[of(name)] = whole.get(of(name), empty) + counted
+    without: dict[Hashable, dict[str, float]] = {group: {} for group in whole}
+    for ids, (pixels,) in _batches(run, [HISTOGRAM], maps):
+        left = [whole[of(name)] - counted for name, counted in zip(ids, pixels.view(-1, *empty.shape), strict=True)]
+        for name, value in zip(ids, pixel_precision(torch.stack(left)).tolist() if left else [], strict=True):
+            without[of(name)][name] = value
+    pseudo = [_pseudo(values, float(pixel_precision(whole[group]))) for group, values in without.items()]
+    return {name: value for values in pseudo for name, value in values.items()}
+
+
+def _has_boxes(run: FinishedRun) -> bool:
+    return all(name in run.schema.names for name in BY_THRESHOLD)
+
+
+def _batches(run: FinishedRun, names: Sequence[str], maps: str) -> Iterator[tuple[list[str], list[Tensor]]]:
+    """Ids of images with boxes, and their columns as (N, S)."""
+    columns = [f"{name}_{maps}" if maps else name for name in names]
     for batch in run.batches(["sample_id", "rank", *columns]):
         wanted = pc.and_(pc.equal(batch.column("rank"), 0), pc.is_valid(batch.column(columns[0])))
         rows = batch.filter(wanted)
-        ids = rows.column("sample_id").to_pylist()
-        *sweeps, pixels = (_tensor(rows.column(name)) for name in columns)
-        halves = torch.tensor([half_of(name) for name in ids], dtype=torch.int64)
-        yield ids, (halves, sweeps, pixels.view(-1, 2, SCORE_BINS + 1))
+        yield rows.column("sample_id").to_pylist(), [_tensor(rows.column(name)) for name in columns]
 
 
 def _tensor(column: pa.FixedSizeListArray) -> Tensor:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from pipeline.drift.compare import Drift, compare
 from pipeline.errors import AlertError
+from pipeline.evaluation.breakdown import MapGroup, breakdown, breakdown_json
 from pipeline.evaluation.grid_table import grid_rows
 from pipeline.evaluation.metrics import create
 from pipeline.evaluation.table import MetricRow, metric_rows
@@ -48,6 +49,7 @@ class Night:
         before: the earlier run; None without one.
         performance: predictions against labels.
         metrics: of the maps.
+        breakdown: of the maps by class and by slice.
         drift: against the earlier run.
         history: of the nights before this one, the earliest first.
         statements: what a reader must know of these numbers.
@@ -61,9 +63,15 @@ class Night:
     before: FinishedRun | None
     performance: Performance
     metrics: tuple[MetricRow, ...]
+    breakdown: tuple[MapGroup, ...]
     drift: Drift | None
     history: tuple[NightRecord, ...]
     statements: tuple[str, ...]
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names of the classes that are known."""
+        return class_names(self.performance, self.explained)
 
     @property
     def alerts(self) -> tuple[str, ...]:
@@ -103,9 +111,15 @@ class Night:
             "run": self.explained.record.model_dump(mode="json"),
             "performance": self.performance.to_json(),
             "metrics": [row.to_json() for row in self.metrics],
+            "breakdown": breakdown_json(self.breakdown),
             "drift": self.drift.to_json() if self.drift else None,
             "spec": self.spec.public(),
         }
+
+
+def class_names(performance: Performance, explained: FinishedRun) -> dict[int, str]:
+    """Names of the classes that predictions or the model's labels know."""
+    return {row.index: row.images.name for row in performance.classes} | explained.labels
 
 
 def audit(spec: AuditSpec) -> Night:
@@ -214,6 +228,7 @@ def _judged(
         statements = [*statements, "There is no earlier run to compare with."]
     shown.say("comparing", against=before or "nothing")
     drift = compare(earlier, explained, spec.drift, each=each) if earlier else None
+    names = class_names(performance, explained)
     return Night(
         spec,
         name,
@@ -223,6 +238,7 @@ def _judged(
         earlier,
         performance,
         metric_rows(measured, spec.measure.metrics, grid_rows(grids) if grids else ()),
+        breakdown(explained, measured, spec.measure.metrics, spec.performance, names, each=each),
         drift,
         tuple(history.before(name)),
         (*statements, *performance.statements, *(drift.statements if drift else ())),

@@ -285,6 +285,32 @@ def test_boxes_are_found_by_thresholds_beside_a_centred_map(tmp_path: Path) -> N
     assert {row["metric"]: row["centre"] for row in table}["pxap"] == pytest.approx(centred)
 
 
+def test_a_slice_whose_maps_miss_their_objects_is_told(tmp_path: Path) -> None:
+    """Every object of the night is a box that hardly a map can be in; by day it fills the image."""
+    columns = {
+        "image": [jpeg(number) for number in range(24)],
+        "boxes": ["[[0, 0, 48, 40]]", "[[8, 8, 12, 12]]"] * 12,
+        "light": ["day", "night"] * 12,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "images.parquet")
+    measure = {"images": 24, "metrics": {}, "boxes": "boxes"}
+    audit(spec(tmp_path / "images.parquet", tmp_path / "out", slices="light", measure=measure))
+    measured = rows(tmp_path / "out" / "first" / "measured")
+    found = state(tmp_path / "out", "first/audit.json")["breakdown"]
+    energy = {one["name"]: one["means"]["energy"] for one in found["groups"] if one["column"] == "light"}
+    for light, worse in (("day", False), ("night", True)):
+        own = [row["energy"] for row in measured if row["light"] == light]
+        assert energy[light]["value"] == pytest.approx(np.mean(own))
+        assert (energy[light]["images"], energy[light]["is_worse"]) == (12, worse)
+    table = pq.read_table(tmp_path / "out" / "first" / "tables" / "breakdown.parquet").to_pylist()
+    (row,) = (one for one in table if (one["slice"], one["name"], one["measure"]) == ("light", "night", "energy"))
+    assert (row["value"], row["is_worse"]) == (energy["night"]["value"], True)
+    page = (tmp_path / "out" / "first" / "report.html").read_text()
+    assert "Maps where light is night are worse than elsewhere: " in page
+    assert f"energy {energy['night']['value']:.3f}, over all images " in page
+    assert "Maps where light is day" not in page
+
+
 def test_masks_may_stand_in_place_of_boxes(tmp_path: Path) -> None:
     half = {"size": [40, 48], "counts": [0, 24 * 40, 24 * 40]}  # the left half, column by column
     masks = [json.dumps(half), None, json.dumps({**half, "size": [1, 2]})]

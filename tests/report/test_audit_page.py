@@ -110,6 +110,20 @@ def test_panels_frame_the_cell_of_their_class(alarmed: str, browser: Browser) ->
         assert framed["height"] == pytest.approx(whole["height"] / 2)
 
 
+def test_maps_are_told_by_class_and_slice(alarmed: str, browser: Browser) -> None:
+    with opened(browser, alarmed, ready=False) as tab:
+        folds = tab.locator("#maps details")
+        titles = [
+            f"{what} by {told}" for told in ("class", "prediction_name") for what in ("Metrics", "Shape of the maps")
+        ]
+        expect(folds.locator("summary")).to_contain_text(titles)
+        expect(folds.first).to_contain_text("classes with fewer than 10 images: no number is given.")
+        assert folds.first.locator("table").count() == 0
+        shapes = folds.nth(1).locator("table")
+        assert shapes.locator("tbody").first.locator("tr").count() == len(HOSTILE)
+        expect(shapes.locator("tbody").last).to_contain_text("all images")
+
+
 def test_a_table_is_sorted_by_keyboard(alarmed: str, browser: Browser) -> None:
     with opened(browser, alarmed, ready=False) as tab:
         column = tab.locator("table#findings td:nth-child(3)")

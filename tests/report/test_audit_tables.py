@@ -26,6 +26,12 @@ def test_tables_hold_what_the_night_holds(found: Nights, tmp_path: Path) -> None
     assert sum(row["labelled"] for row in classes) == night.performance.overall.labelled
     assert [row["metric"] for row in made["metrics"].to_pylist()] == ["insertion", "mprt", *SETTINGS]
     assert {row["slice"] for row in made["slices"].to_pylist()} == {"prediction_name"}
+    broken_down = made["breakdown"].to_pylist()
+    assert len(broken_down) == sum(len(one.means) for one in night.breakdown)
+    assert {row["class"] for row in broken_down if row["by"] == "class"} == set(range(len(HOSTILE)))
+    assert {row["value"] for row in broken_down if row["measure"] == "insertion"} == {None}  # of 8 images
+    images = {row["images"] for row in broken_down if row["by"] == "all" and row["measure"] == "gini"}
+    assert images == {night.performance.overall.images}
     for name, table in made.items():
         pq.write_table(table, tmp_path / f"{name}.parquet")
         assert pq.read_table(tmp_path / f"{name}.parquet").equals(table)

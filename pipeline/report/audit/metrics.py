@@ -12,6 +12,8 @@ from schemas.measures import CENTRE, CONTROLS
 
 Z = 1.96
 """Standard errors of a 95 % interval."""
+ARROWS = {True: "↑", False: "↓"}
+"""By whether higher is better."""
 SWEEPS = ("insertion", "deletion", "morf", "lerf")
 CASCADE = "mprt"
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.drift.profile import told_by
 from pipeline.report.album import Album, Card, album
-from pipeline.report.audit import drift, gallery, metrics, performance, plots, provenance
+from pipeline.report.audit import breakdown, drift, gallery, metrics, performance, plots, provenance
 from pipeline.report.audit.concern import Concern, compared, frequent
 from pipeline.report.audit.gallery import KINDS, PAIRED, Kind
 from pipeline.report.audit.headline import headline
@@ -95,7 +95,7 @@ def page(night: "Night") -> str:
     Raises:
         InputError: the explanations cannot be read; photographs that cannot leave a placeholder.
     """
-    names = {row.index: row.images.name for row in night.performance.classes} | night.explained.labels
+    names = night.class_names
     concerns = compared(night.drift) if night.drift else []
     now = survey(night.explained, _wanted(night, concerns), size=gallery.SIZE)
     if not concerns:
@@ -271,6 +271,9 @@ def _metrics(night: "Night") -> dict[str, Any]:
         "metric_sentences": list(metrics.sentences(night.metrics, alpha)),
         "curves": list(metrics.curves(night.metrics)),
         "aggatt": panels(night),
+        "breakdown": breakdown.folds(night.breakdown, night.metrics),
+        "breakdown_note": breakdown.NOTE,
+        "worse": list(breakdown.sentences(night.breakdown)),
     }
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.performance.result import ClassRow, Group, Performance
+from pipeline.performance.result import ClassRow, Group, Performance, Share
+from pipeline.report import few
 from pipeline.report.audit import plots
 from pipeline.report.html.number import plural
 from pipeline.report.html.plot import Plot
@@ -22,7 +23,7 @@ GROUP = (
 
 
 def class_table(performance: Performance) -> Table | None:
-    """Every class; of very many, those that are recognised worst.
+    """The classes with images enough; of very many, those that are recognised worst.
 
     Args:
         performance: of the night.
@@ -32,10 +33,8 @@ def class_table(performance: Performance) -> Table | None:
     """
     if performance.overall.labelled == 0:
         return None
-    ordered = sorted(performance.classes, key=_worst_first)
-    note = ""
-    if len(ordered) > CLASS_ROWS:
-        note = f"The {CLASS_ROWS} classes with the lowest recall; all {len(ordered)} are in tables/classes.parquet."
+    ordered = sorted((one for one in performance.classes if one.images.labelled >= few.LEAST), key=_worst_first)
+    short = [one.images.accuracy for one in performance.classes if one.images.labelled < few.LEAST]
     columns = (
         Column("Class", numeric=False),
         Column("Images"),
@@ -46,7 +45,18 @@ def class_table(performance: Performance) -> Table | None:
         Column("Mean score"),
     )
     rows = tuple(_class_row(one) for one in ordered[:CLASS_ROWS])
+    note = " ".join(_left_out(len(ordered), short))
     return Table("classes", "Classes, the lowest recall first", columns, rows, note)
+
+
+def _left_out(many: int, short: Sequence[Share]) -> Iterator[str]:
+    """What the table of classes does not show."""
+    if many > CLASS_ROWS:
+        yield f"The {CLASS_ROWS:,} classes with the lowest recall of {many:,}."
+    if short:
+        yield few.right(short, "class", "classes")
+    if many > CLASS_ROWS or short:
+        yield "Every class is in tables/classes.parquet."
 
 
 def _worst_first(one: ClassRow) -> tuple[bool, float, int]:
@@ -68,7 +78,7 @@ def _class_row(one: ClassRow) -> tuple[Cell, ...]:
 
 
 def slice_tables(performance: Performance) -> Iterator[Table]:
-    """A table for each column that images are told by, the worst value first.
+    """A table for each column that images are told by, of the values with images enough, the worst first.
 
     Args:
         performance: of the night.
@@ -77,9 +87,13 @@ def slice_tables(performance: Performance) -> Iterator[Table]:
         The tables.
     """
     for number, (name, groups) in enumerate(performance.slices.items()):
-        ordered = sorted(groups, key=lambda group: (group.accuracy.value is None, group.accuracy.value or 0.0))
+        enough = (group for group in groups if group.images >= few.LEAST)
+        ordered = sorted(enough, key=lambda group: (group.accuracy.value is None, group.accuracy.value or 0.0))
+        short = [group.accuracy for group in groups if group.images < few.LEAST]
+        told = few.right(short, f"value of {name}", f"values of {name}") if short else ""
+        note = f"{told} Every value is in tables/slices.parquet." if short else ""
         columns = (Column(name, numeric=False), *GROUP)
-        yield Table(f"slice-{number}", f"By {name}", columns, tuple(_group_row(one) for one in ordered))
+        yield Table(f"slice-{number}", f"By {name}", columns, tuple(_group_row(one) for one in ordered), note)
 
 
 def _group_row(one: Group) -> tuple[Cell, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import reduce
+from itertools import chain
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.drift.compare import ClassDrift
 from pipeline.drift.finding import Finding
+from pipeline.evaluation.breakdown import MapGroup
 from pipeline.evaluation.table import Mean, MetricRow
 from pipeline.performance.result import ClassRow, Group, Share
 from schemas.measures import CENTRE, CONTROLS
@@ -62,6 +64,20 @@ SCHEMAS: dict[str, pa.Schema] = {
             pa.field("source", pa.string()),
         ]
     ),
+    "breakdown": pa.schema(
+        [
+            pa.field("by", pa.string(), nullable=False, metadata={"unit": "all, class or slice"}),
+            pa.field("slice", pa.string(), metadata={"unit": "its column; null for others"}),
+            pa.field("name", pa.string(), nullable=False, metadata={"unit": "of the class, or the slice's value"}),
+            pa.field("class", pa.int32(), metadata={"unit": "that the map explains; null for others"}),
+            pa.field("measure", pa.string(), nullable=False),
+            pa.field("value", pa.float64(), metadata={"unit": "mean; null for too few images"}),
+            *_fields(pa.float64(), "value_low", "value_high"),
+            *_fields(pa.int64(), "images"),
+            pa.field("control", pa.float64(), metadata={"unit": "mean of maps that know nothing"}),
+            pa.field("is_worse", pa.bool_(), metadata={"unit": "than all other groups; null if not compared"}),
+        ]
+    ),
     "findings": pa.schema(
         [
             *_fields(pa.string(), "name", "family", "subject", "class_name"),
@@ -85,13 +101,14 @@ def tables(night: "Night") -> dict[str, pa.Table]:
         night: the audit.
 
     Returns:
-        `classes`, `slices`, `metrics` and `findings`.
+        By name of `SCHEMAS`.
     """
     found = night.performance
     return {
         "classes": _table("classes", _classes(night)),
         "slices": _table("slices", (_slice(name, one) for name, groups in found.slices.items() for one in groups)),
         "metrics": _table("metrics", map(_metric, night.metrics)),
+        "breakdown": _table("breakdown", chain.from_iterable(map(_means, night.breakdown))),
         "findings": _table("findings", map(_finding, night.drift.findings if night.drift else ())),
     }
 
@@ -154,6 +171,23 @@ def _metric(row: MetricRow) -> dict[str, Any]:
 
 def _mean(name: str, one: Mean | None) -> dict[str, Any]:
     return {name: one.value, f"{name}_error": one.error} if one else {}
+
+
+def _means(group: MapGroup) -> Iterator[dict[str, Any]]:
+    for measure, one in group.means.items():
+        yield {
+            "by": group.by,
+            "slice": group.column or None,
+            "name": group.name,
+            "class": group.index,
+            "measure": measure,
+            "value": one.value,
+            "value_low": one.low,
+            "value_high": one.high,
+            "images": one.images,
+            "control": one.control,
+            "is_worse": one.is_worse,
+        }
 
 
 def _finding(one: Finding) -> dict[str, Any]:

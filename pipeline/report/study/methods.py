@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.evaluation.comparison import Entrant, Measure, Score
-from pipeline.report.audit.metrics import MEANINGS
+from pipeline.report.audit.metrics import ARROWS, MEANINGS
 from pipeline.report.html.number import DASH, fixed
 from pipeline.report.html.table import Cell, Column, Mood, Table, text
 from pipeline.stream.finished import FinishedRun
@@ -14,7 +14,6 @@ NOTE = (
     "control”: no better than the row below the rule that it is compared with (noise of as many cells, chance, or a "
     "bump in the middle of every image; paired Wilcoxon test, one-sided, Benjamini-Hochberg)."
 )
-ARROWS = {True: "↑", False: "↓"}
 
 
 def table(entrants: Sequence[Entrant], scores: Sequence[Score], measures: Sequence[Measure], *, name: str) -> Table:
