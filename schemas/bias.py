@@ -48,16 +48,22 @@ class EmbeddingSettings(Frozen):
     )
     kept: Annotated[float, Field(gt=0, lt=1)] = Field(0.3, description="Largest share of an image that is evidence.")
     file: Address | None = Field(None, description="Parquet with `sample_id` and embeddings that were computed before.")
-    column: str = Field("embedding", description="Column of that file.")
+    column: str = Field("embedding", description="Column of that file, and of the words'.")
+    words: Address | None = Field(
+        None,
+        description="Parquet with `text` and embeddings of words in the space of the images, as CLIP has both: which "
+        "of them a slice's wrong images are like.",
+    )
 
     @property
     def own(self) -> bool:
         """Whether the features are those of the explained network."""
         return self.model is None and self.file is None
 
-    def spec(self, seed: int) -> EmbedSpec:
+    def spec(self, seed: int, images: int | None) -> EmbedSpec:
         """What is to be embedded: nothing but descriptions where embeddings come from a file."""
-        return EmbedSpec(spaces=() if self.file else self.spaces, model=self.model, kept=self.kept, seed=seed)
+        spaces = () if self.file else self.spaces
+        return EmbedSpec(spaces=spaces, model=self.model, kept=self.kept, seed=seed, images=images)
 
 
 class RulesSpec(Frozen):

@@ -36,9 +36,11 @@ class EmbedSpec(Frozen):
         model: network whose features are taken; None for the explained one.
         kept: largest share of the image that its evidence is.
         seed: of the random space.
+        images: that were drawn from the explained ones; None for all.
     """
 
     spaces: tuple[Space, ...] = ("image",)
     model: ModelSpec | None = None
     kept: Annotated[float, Field(gt=0, lt=1)] = 0.3
     seed: int = 0
+    images: int | None = None

@@ -39,7 +39,7 @@ class CueMeasures:
     Attributes:
         measures: one each.
         preference: which of label and cues a linear layer on the features would go by if it could choose; None where
-            they never all agree, or never disagree.
+            they never all agree, or never disagree, and without features.
     """
 
     measures: tuple[CueMeasure, ...]
@@ -93,8 +93,10 @@ def _bias(columns: Mapping[str, Ints], cue: str, predictions: Ints, seed: int) -
 
 
 def _preference(images: Gathered, rows: Ints, columns: Mapping[str, Ints], seed: int) -> CuePreference | None:
-    features = next(iter(images.embeddings.values()))[rows]
+    features = next(iter(images.embeddings.values()), None)
+    if features is None:
+        return None
     try:
-        return cue_preference(columns, probe(features), seed=seed)
+        return cue_preference(columns, probe(features[rows]), seed=seed)
     except ValueError:  # there is no diagonal to train on, or nothing off it
         return None

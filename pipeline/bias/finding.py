@@ -15,7 +15,8 @@ from pipeline.bias.gap import Estimate, Ints
 from pipeline.bias.gathered import Bools, Floats, Gathered
 from pipeline.bias.keywords import Keyword, keywords
 from pipeline.bias.trial import Trial, told_apart
-from pipeline.bias.verdict import SliceVerdict, members
+from pipeline.bias.verdict import Half, SliceVerdict, members
+from pipeline.bias.words import Word, Words, clip_scores
 from pipeline.heatmap import statistics
 from pipeline.slices import texts
 from schemas.embeddings import Space
@@ -43,6 +44,7 @@ class Finding:
         statistics: summary numbers of its maps against those of the others, by name.
         enrichment: attribute values that it has more often, the most certain first.
         keywords: of its captions, where there are any.
+        words: that its wrong images are more like than right ones of its classes, where the user supplies words.
     """
 
     slice: SliceVerdict
@@ -55,13 +57,14 @@ class Finding:
     statistics: Mapping[str, Difference]
     enrichment: tuple[Enrichment, ...]
     keywords: tuple[Keyword, ...]
+    words: tuple[Word, ...]
 
     @property
     def described(self) -> str:
-        """What its images share, as far as attributes and captions say; empty where they say nothing."""
-        values = [f"{one.attribute} {one.value}" for one in self.enrichment if one.enriched][:3]
-        words = [one.text for one in self.keywords][:3]
-        return ", ".join(values) or ", ".join(words)
+        """What its images share, as far as attributes, captions or words say; empty where they say nothing."""
+        values = [f"{one.attribute} {one.value}" for one in self.enrichment if one.enriched]
+        said = values or [one.text for one in (self.keywords or self.words)]
+        return ", ".join(said[:3])
 
     @property
     def where(self) -> str:
@@ -91,12 +94,20 @@ class Finding:
             "statistics": {name: one.to_json() for name, one in self.statistics.items()},
             "enrichment": [one.to_json() for one in self.enrichment],
             "keywords": [to_jsonable_python(one) for one in self.keywords],
+            "words": [to_jsonable_python(one) for one in self.words],
         }
         return plain
 
 
 def findings(
-    images: Gathered, trial: Trial, names: Mapping[int, str], *, captions: str | None, seed: int, most: int
+    images: Gathered,
+    trial: Trial,
+    names: Mapping[int, str],
+    *,
+    captions: str | None = None,
+    words: Words | None = None,
+    seed: int,
+    most: int,
 ) -> tuple[Finding, ...]:
     """Describes the slices that fail.
 
@@ -105,6 +116,7 @@ def findings(
         trial: of them.
         names: of classes.
         captions: attribute with a text of each image; None for none.
+        words: in the space of the trial's embeddings; None for none.
         seed: of the tests' draws.
         most: slices to describe, those of most harm first; confirmed ones before flagged ones.
 
@@ -112,11 +124,17 @@ def findings(
         The findings.
     """
     failing = [one for one in trial.verdict.slices if one.status != "passed"][:most]
-    return tuple(_finding(images, trial, one, names, captions, seed) for one in failing)
+    return tuple(_finding(images, trial, one, names, captions, words, seed) for one in failing)
 
 
 def _finding(
-    images: Gathered, trial: Trial, one: SliceVerdict, names: Mapping[int, str], captions: str | None, seed: int
+    images: Gathered,
+    trial: Trial,
+    one: SliceVerdict,
+    names: Mapping[int, str],
+    captions: str | None,
+    words: Words | None,
+    seed: int,
 ) -> Finding:
     rows = trial.rows[1]
     half = trial.held_out
@@ -139,6 +157,7 @@ def _finding(
         statistics=_statistics(maps, inside[compared], half.labels[compared], seed),
         enrichment=enrichment(_texts(images, rows, captions), inside, half.labels),
         keywords=_keywords(images, rows[inside], captions),
+        words=() if words is None else _words(words, images.embeddings[trial.space][rows], half, inside),
     )
 
 
@@ -191,3 +210,9 @@ def _keywords(images: Gathered, rows: Ints, captions: str | None) -> tuple[Keywo
         return ()
     said = [images.attributes[captions][row] or "" for row in rows.tolist()]
     return keywords(said, images.labels[rows] != images.predictions[rows])
+
+
+def _words(words: Words, embeddings: Floats, half: Half, inside: Bools) -> tuple[Word, ...]:
+    """Of the slice's wrong images, against all right ones of its classes."""
+    right = np.isin(half.labels, np.unique(half.labels[inside])) & half.correct
+    return clip_scores(words, embeddings[inside & ~half.correct], embeddings[right])

@@ -105,20 +105,37 @@ def gather(
     Raises:
         InputError: a column is missing, or no image has a label.
     """
-    wanted, statements = _drawn(run, spaces, images=images, seed=seed, memory=memory)
-    columns = ["label", "prediction", "sample_id", "rank", "uri", "top5", "top5_scores", "heatmap", "heatmap_scale"]
-    columns += [*DESCRIPTIONS.values(), *(COLUMNS[space] for space in spaces), *attributes]
-    parts = []
-    for batch in run.batches(list(dict.fromkeys(columns))):
-        kept = _labelled(batch) & np.array([rank(name, seed) <= wanted for name in batch["sample_id"].to_pylist()])
-        if kept.any():
-            parts.append(_part(batch.filter(pa.array(kept)), run.classes, run.grid, spaces, attributes))
-    found = _joined(parts, statements)
+    most = min(images, max(2, memory // (4 * _values(run, spaces))))
+    last, statements = _drawn(run, most, seed)
+    columns = ["top5", "top5_scores", "heatmap", "heatmap_scale", *DESCRIPTIONS.values()]
+    columns += [*(COLUMNS[space] for space in spaces), *attributes]
+    batches = _batches(run, columns, last, seed)
+    found = _joined([_part(batch, run.classes, run.grid, spaces, attributes) for batch in batches], statements)
     empty = int(np.isnan(found.descriptions["evidence"][:, 0]).sum())
     if empty:
         note = f"{empty} of {len(found)} images have a map without positive evidence: no masked space holds them."
         found = replace(found, statements=(*found.statements, note))
     return found
+
+
+def identified(run: FinishedRun, *, attributes: Sequence[str] = (), images: int, seed: int) -> Gathered:
+    """Reads what is known of the labelled images of a run before anything is embedded: labels and predictions.
+
+    Args:
+        run: explained.
+        attributes: columns to read along, of those that the run has.
+        images: the most to hold, drawn at random by their ids.
+        seed: of the draw.
+
+    Returns:
+        The images, without probabilities, maps, descriptions and embeddings.
+
+    Raises:
+        InputError: no image has a label.
+    """
+    last, statements = _drawn(run, images, seed)
+    carried = [name for name in attributes if name in run.schema.names]
+    return _joined([_identity(batch, carried) for batch in _batches(run, carried, last, seed)], statements)
 
 
 def with_embeddings(found: Gathered, address: str, column: str, storage: Mapping[str, Any]) -> Gathered:
@@ -138,7 +155,7 @@ def with_embeddings(found: Gathered, address: str, column: str, storage: Mapping
     """
     place = {name: index for index, name in enumerate(found.sample_ids)}
     vectors: dict[int, Floats] = {}
-    for batch in _read(address, ["sample_id", column], storage):
+    for batch in read_columns(address, ["sample_id", column], storage):
         for name, value in zip(batch["sample_id"].to_pylist(), batch[column], strict=True):
             if name in place and value.is_valid:
                 vectors[place[name]] = np.asarray(value.values, dtype=np.float32)
@@ -150,13 +167,8 @@ def with_embeddings(found: Gathered, address: str, column: str, storage: Mapping
     kept = _taken(found, rows)
     missing = len(found) - len(rows)
     note = (f"{missing} of {len(found)} images have no embedding in {address} and are left out.",) if missing else ()
-    try:
-        stacked = np.stack([vectors[row] for row in rows])
-    except ValueError as error:
-        raise InputError(
-            f"`{column}` of {address} holds lists of unequal lengths; give those of one network"
-        ) from error
-    return replace(kept, embeddings={"image": stacked}, statements=(*kept.statements, *note))
+    embedded = stacked([vectors[row] for row in rows], column, address)
+    return replace(kept, embeddings={"image": embedded}, statements=(*kept.statements, *note))
 
 
 def spread(top: Ints, scores: Floats, classes: int) -> Floats:
@@ -177,9 +189,15 @@ def spread(top: Ints, scores: Floats, classes: int) -> Floats:
     return np.asarray(full / full.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-def _drawn(
-    run: FinishedRun, spaces: Sequence[Space], *, images: int, seed: int, memory: int
-) -> tuple[int, tuple[str, ...]]:
+def _values(run: FinishedRun, spaces: Sequence[Space]) -> int:
+    """Numbers that are held of an image."""
+    vectors = [*DESCRIPTIONS.values(), *(COLUMNS[space] for space in spaces)]
+    widths: list[int] = [run.schema.field(name).type.list_size for name in vectors]
+    height, width = run.grid
+    return sum(widths) + run.classes + height * width
+
+
+def _drawn(run: FinishedRun, most: int, seed: int) -> tuple[int, tuple[str, ...]]:
     """The last rank that takes part, and what to say of it."""
     ranks = np.concatenate([np.empty(0, np.int64), *(_ranks(batch, seed) for batch in _identities(run))])
     if len(ranks) == 0:
@@ -187,10 +205,6 @@ def _drawn(
             f"{run.address} has no label: bias discovery asks where the network errs; name the labels with "
             "--label-field and explain the images again"
         )
-    vectors = [*DESCRIPTIONS.values(), *(COLUMNS[space] for space in spaces)]
-    widths = [run.schema.field(name).type.list_size for name in vectors]
-    height, width = run.grid
-    most = min(images, max(2, memory // (4 * (sum(widths) + run.classes + height * width))))
     if len(ranks) <= most:
         return int(ranks.max()), ()
     statement = f"{most} of the {len(ranks)} labelled images were drawn at random and are looked at."
@@ -211,6 +225,30 @@ def _labelled(batch: pa.RecordBatch) -> Bools:
     return np.asarray(np.asarray(batch["label"].is_valid()) & (np.asarray(batch["rank"]) == 0))
 
 
+def _batches(run: FinishedRun, columns: Sequence[str], last: int, seed: int) -> Iterator[pa.RecordBatch]:
+    """First explanations of the labelled images up to a rank: what identifies them, and some columns more."""
+    for batch in run.batches(list(dict.fromkeys(["label", "prediction", "sample_id", "rank", "uri", *columns]))):
+        kept = _labelled(batch) & np.array([rank(name, seed) <= last for name in batch["sample_id"].to_pylist()])
+        if kept.any():
+            yield batch.filter(pa.array(kept))
+
+
+def _identity(batch: pa.RecordBatch, attributes: Sequence[str]) -> Gathered:
+    nothing = np.zeros((batch.num_rows, 0), np.float32)
+    return Gathered(
+        sample_ids=tuple(batch["sample_id"].to_pylist()),
+        uris=tuple(batch["uri"].to_pylist()),
+        labels=np.asarray(batch["label"], dtype=np.int64),
+        predictions=np.asarray(batch["prediction"], dtype=np.int64),
+        probabilities=nothing,
+        maps=nothing[..., None],
+        embeddings={},
+        descriptions={},
+        attributes={name: tuple(batch[name].to_pylist()) for name in attributes},
+        statements=(),
+    )
+
+
 def _part(
     batch: pa.RecordBatch,
     classes: int,
@@ -220,17 +258,12 @@ def _part(
 ) -> Gathered:
     top, scores = (_matrix(batch[name]) for name in ("top5", "top5_scores"))
     maps = batch["heatmap"].storage.values.to_numpy(zero_copy_only=False).reshape(-1, *grid)
-    return Gathered(
-        sample_ids=tuple(batch["sample_id"].to_pylist()),
-        uris=tuple(batch["uri"].to_pylist()),
-        labels=np.asarray(batch["label"], dtype=np.int64),
-        predictions=np.asarray(batch["prediction"], dtype=np.int64),
+    return replace(
+        _identity(batch, attributes),
         probabilities=spread(top.astype(np.int64), scores.astype(np.float32), classes),
         maps=maps.astype(np.float32) * np.asarray(batch["heatmap_scale"], dtype=np.float32)[:, None, None],
         embeddings={space: _vectors(batch[COLUMNS[space]]) for space in spaces},
         descriptions={space: _vectors(batch[name]) for space, name in DESCRIPTIONS.items()},
-        attributes={name: tuple(batch[name].to_pylist()) for name in attributes},
-        statements=(),
     )
 
 
@@ -283,7 +316,18 @@ def _taken(found: Gathered, rows: Ints) -> Gathered:
     )
 
 
-def _read(address: str, columns: list[str], storage: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+def stacked(vectors: Sequence[Floats], column: str, address: str) -> Floats:
+    """N vectors as (N, D); raises InputError, with the column and file that they are of, for unequal lengths."""
+    try:
+        return np.stack(vectors)
+    except ValueError as error:
+        raise InputError(
+            f"`{column}` of {address} holds lists of unequal lengths; give those of one network"
+        ) from error
+
+
+def read_columns(address: str, columns: list[str], storage: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+    """Reads some columns of a Parquet file; raises InputError where it cannot be read or lacks one."""
     filesystem, path = open_filesystem(address, storage)
     try:
         with filesystem.open(path, "rb") as file:

@@ -1,8 +1,7 @@
-"""Bias-to-Text (Kim et al. 2024): words that captions of misclassified images share, and whether CLIP agrees."""
+"""Bias-to-Text (Kim et al. 2024): words that captions of misclassified images share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,27 +79,3 @@ def log_odds(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     smoothed = counts + prior
     odds = np.log(smoothed / (totals + PRIOR - smoothed))
     return np.asarray((odds[0] - odds[1]) / np.sqrt((1 / smoothed).sum(axis=0)))
-
-
-def clip_scores(
-    texts: npt.NDArray[np.floating[Any]], images: npt.NDArray[np.floating[Any]], wrong: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.float64]:
-    """CLIP score of keywords: are misclassified images more like the keyword than right ones? (Kim et al., eq. 1).
-
-    Args:
-        texts: (W, D) CLIP embeddings of the keywords.
-        images: (N, D) CLIP embeddings of the images of a class.
-        wrong: (N,) whether an image is misclassified; some are, some are not.
-
-    Returns:
-        (W,) difference of mean cosine similarities, -2 to 2; above 0 a keyword speaks of the errors.
-
-    Raises:
-        MethodError: widths differ, or images are all right or all wrong.
-    """
-    widths = texts.shape[1], images.shape[1]
-    require(widths[0] == widths[1], f"keywords and images must come from one CLIP model, found widths {widths}")
-    require(0 < wrong.sum() < len(wrong), "a CLIP score compares wrong images with right ones: bring some of each")
-    words, pictures = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (texts, images))
-    means = pictures[wrong].mean(axis=0) - pictures[~wrong].mean(axis=0)
-    return np.asarray(words @ means, dtype=np.float64)

@@ -118,6 +118,34 @@ def attempt(
     return Trial(spec.name, space, slices.statement, (rows[0], rows[1]), discovery, held_out, found)
 
 
+def untried(images: Gathered, spec: SlicerSpec, space: Space, rules: Rules, *, halves: int, why: str) -> Trial:
+    """A trial that was not made, since no slice of these images can fail.
+
+    Args:
+        images: with labels and predictions.
+        spec: the slicer that was asked for.
+        space: whose embeddings it was to read.
+        rules: when a slice would fail.
+        halves: seed of the halves.
+        why: sentences, see `pipeline.bias.outlook.obstacle`.
+
+    Returns:
+        A trial without slices.
+    """
+    rows = images.halves(halves)
+    first, second = unsliced(images, halves)
+    return Trial(spec.name, space, why, rows, first, second, verdict(first, second, rules))
+
+
+def unsliced(images: Gathered, halves: int) -> tuple[Half, Half]:
+    """The discovery half and the held-out half of images, before slices are found in them."""
+    first, second = (
+        Half(np.zeros((len(rows), 0), np.float32), images.labels[rows], images.predictions[rows])
+        for rows in images.halves(halves)
+    )
+    return first, second
+
+
 def told_apart(
     looks: Floats, one: SliceVerdict, halves: tuple[tuple[Ints, Half], tuple[Ints, Half]], rules: Rules
 ) -> Estimate | None:

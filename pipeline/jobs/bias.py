@@ -4,21 +4,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.attribution import method_class
 from pipeline.bias.cues import CueMeasures, cue_measures
 from pipeline.bias.finding import Finding, findings
-from pipeline.bias.gathered import Gathered, gather, with_embeddings
+from pipeline.bias.gathered import Gathered, gather, identified, with_embeddings
 from pipeline.bias.mitigation import Outcome
+from pipeline.bias.outlook import obstacle
 from pipeline.bias.remedy import remedies
 from pipeline.bias.slicing import slicers
-from pipeline.bias.trial import Trial, attempt
+from pipeline.bias.trial import Trial, attempt, unsliced, untried
 from pipeline.bias.verdict import Rules
+from pipeline.bias.words import Words, read_words, require_one_space
 from pipeline.errors import MethodError
 from pipeline.jobs.again import plan_of, same_job, selected
 from pipeline.jobs.cluster import cluster
 from pipeline.jobs.progress import Display, display
+from pipeline.jobs.quickest import ONCE, of_one_pass
 from pipeline.jobs.run import Selection
 from pipeline.jobs.sample import draw
 from pipeline.logs import named_run
+from pipeline.model import load
+from pipeline.runtime.threads import one_thread
 from pipeline.stream.finished import FinishedRun, open_run
 from pipeline.stream.ledger import Ledger
 from schemas.bias import BiasSpec
@@ -107,40 +113,69 @@ def bias(spec: BiasSpec) -> Discovery:
 
 def _discovered(spec: BiasSpec, shown: Display) -> Discovery:
     try:
-        for one in spec.slicers:  # a wrong name is told before any work
+        for one in spec.slicers:  # what is wrong is told before any work
             slicers.create(one.name, **one.parameters)
+        words = _words(spec)
         with cluster(spec) as ready:
-            explained, statements = _embedded(spec, shown, ready)
-        images = _gathered(spec, explained)
-        shown.say("looking for slices", images=len(images), classes=explained.classes)
-        found = _discovery(spec, explained, images, statements, shown)
+            predicted = _predicted(spec, shown, ready)
+            known = identified(predicted, attributes=spec.attributes, images=spec.images, seed=spec.seed)
+            why = obstacle(*unsliced(known, spec.halves_seed), Rules(**spec.rules.model_dump()))
+            explained = predicted if why else _embedded(spec, predicted, shown, ready)
+        if why:
+            shown.say("no slice can be tested", why=why)
+            found = _unanswered(spec, predicted, known, why)
+        else:
+            images = _gathered(spec, explained)
+            if words is not None:
+                require_one_space(words, next(iter(images.embeddings.values())))
+            shown.say("looking for slices", images=len(images), classes=explained.classes)
+            found = _discovery(spec, explained, images, words, _drawn(spec, predicted), shown)
         _write(found, shown)
     finally:
         shown.close()
     return found
 
 
-def _embedded(spec: BiasSpec, shown: Display, ready: Callable[[], None]) -> tuple[FinishedRun, list[str]]:
-    """The explained images with descriptions and the embeddings that are asked for, and what to say of the choice."""
-    job, plan, statements = spec.job(f"{spec.output}/explained"), None, []
+def _predicted(spec: BiasSpec, shown: Display, ready: Callable[[], None]) -> FinishedRun:
+    """Labels and predictions of all images: those of the run that is given, or by one pass over the input.
+
+    With them it is known whether slices can be tested at all, before anything is embedded.
+    """
     if spec.explanations is not None:
-        given = open_run(spec.explanations, spec.storage)
+        return open_run(spec.explanations, spec.storage)
+    quick = {**dict.fromkeys(METRICS), **_quick(spec), "target": "predicted"}
+    job = spec.job(f"{spec.output}/predictions").model_copy(update=quick)
+    return selected(job, Selection(None, None), shown, ready)
+
+
+def _quick(spec: BiasSpec) -> dict[str, Any]:
+    """A method of one pass, where the job's own takes many."""
+    if method_class(spec.method).traits.forwards == ONCE:
+        return {}
+    with one_thread():
+        model = load(spec.model_spec(), storage=spec.storage)
+        return {"method": next(of_one_pass(spec, model), spec.method), "method_args": {}}
+
+
+def _embedded(spec: BiasSpec, predicted: FinishedRun, shown: Display, ready: Callable[[], None]) -> FinishedRun:
+    """The images with explanations, descriptions and the embeddings that are asked for."""
+    job = spec.job(f"{spec.output}/explained")
+    if spec.explanations is not None:
         own = {name: getattr(spec, name) for name in ("attributes", "overwrite", *METRICS)}
-        job = same_job(spec, given, f"{spec.output}/embedded", embedding=False, **own)
-        plan = _plan(spec, given)
-        if given.record.explained > spec.images:
-            explained = given.record.explained
-            statements = [f"{spec.images} of the {explained} explained images were drawn at random and are looked at."]
-    selection = Selection(plan, spec.embeddings.spec(spec.seed))
-    return selected(job, selection, shown, ready), statements
+        job = same_job(spec, predicted, f"{spec.output}/embedded", embedding=False, **own)
+    shards, drawn = plan_of(predicted), None
+    if predicted.record.explained > spec.images:
+        drawn = spec.images
+        shards = draw(predicted, shards, images=drawn, most_shards=len(shards), seed=spec.seed).plan(shards)
+    return selected(job, Selection(shards, spec.embeddings.spec(spec.seed, drawn)), shown, ready)
 
 
-def _plan(spec: BiasSpec, given: FinishedRun) -> list[Any]:
-    """Where the run's images are; a random part of them where there are more than are asked for."""
-    shards = plan_of(given)
-    if given.record.explained <= spec.images:
-        return shards
-    return draw(given, shards, images=spec.images, most_shards=len(shards), seed=spec.seed).plan(shards)
+def _drawn(spec: BiasSpec, predicted: FinishedRun) -> list[str]:
+    """What to say of the choice of images."""
+    explained = predicted.record.explained
+    if explained <= spec.images:
+        return []
+    return [f"{spec.images} of the {explained} explained images were drawn at random and are looked at."]
 
 
 def _gathered(spec: BiasSpec, explained: FinishedRun) -> Gathered:
@@ -152,10 +187,19 @@ def _gathered(spec: BiasSpec, explained: FinishedRun) -> Gathered:
     return with_embeddings(found, settings.file, settings.column, spec.storage)
 
 
-def _discovery(spec: BiasSpec, explained: FinishedRun, images: Gathered, drawn: list[str], shown: Display) -> Discovery:
+def _words(spec: BiasSpec) -> Words | None:
+    settings = spec.embeddings
+    return None if settings.words is None else read_words(settings.words, settings.column, spec.storage)
+
+
+def _discovery(
+    spec: BiasSpec, explained: FinishedRun, images: Gathered, words: Words | None, drawn: list[str], shown: Display
+) -> Discovery:
     names = explained.labels
     trials, statements = _trials(spec, images, names, shown)
-    described = findings(images, trials[0], names, captions=spec.captions, seed=spec.seed, most=DESCRIBED)
+    described = findings(
+        images, trials[0], names, captions=spec.captions, words=words, seed=spec.seed, most=DESCRIBED
+    )
     shown.say("describing", slices=len(described))
     return Discovery(
         spec,
@@ -166,6 +210,30 @@ def _discovery(spec: BiasSpec, explained: FinishedRun, images: Gathered, drawn: 
         cue_measures(images, trials[0].rows, spec.cues, seed=spec.seed) if spec.cues else None,
         remedies(images, trials[0], spec.cues) if _can_be_mended(spec) else (),
         (*drawn, *images.statements, trials[0].statement, *trials[0].verdict.statements, *statements),
+    )
+
+
+def _unanswered(spec: BiasSpec, predicted: FinishedRun, images: Gathered, why: str) -> Discovery:
+    """What is known without slices: how accurate the model is, and how far predictions follow cues."""
+    trial = untried(
+        images,
+        spec.slicers[0],
+        spec.embeddings.spaces[0],
+        Rules(**spec.rules.model_dump()),
+        halves=spec.halves_seed,
+        why=why,
+    )
+    cues = [name for name in spec.cues if name in images.attributes]
+    absent = [f"{name}: not measured, the run does not hold it." for name in spec.cues if name not in cues]
+    return Discovery(
+        spec,
+        predicted,
+        images,
+        (trial,),
+        (),
+        cue_measures(images, trial.rows, cues, seed=spec.seed) if cues else None,
+        (),
+        (*images.statements, trial.statement, *absent),
     )
 
 

@@ -1,4 +1,4 @@
-"""Keywords of misclassified images against the formula, and CLIP scores by hand."""
+"""Keywords of misclassified images against the formula."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference import slicing as reference
 
-from pipeline.bias.keywords import PRIOR, clip_scores, keywords
+from pipeline.bias.keywords import PRIOR, keywords
 from pipeline.errors import MethodError
 
 CAPTIONS = (
@@ -60,22 +60,3 @@ def test_equal_captions_give_no_keywords_above_others() -> None:
 def test_captions_must_be_one_an_image() -> None:
     with pytest.raises(MethodError, match="expected 9 captions, one an image, found 8"):
         keywords(CAPTIONS[1:], WRONG)
-
-
-def test_clip_scores_are_differences_of_mean_cosines() -> None:
-    generator = np.random.default_rng(0)
-    texts, images, wrong = generator.normal(size=(3, 5)), generator.normal(size=(8, 5)), np.arange(8) < 3
-
-    def cosine(a: np.ndarray, b: np.ndarray) -> float:
-        return float(a @ b / np.sqrt((a @ a) * (b @ b)))
-
-    expected = [
-        np.mean([cosine(text, image) for image in images[wrong]])
-        - np.mean([cosine(text, image) for image in images[~wrong]])
-        for text in texts
-    ]
-    np.testing.assert_allclose(clip_scores(texts, images, wrong), expected, rtol=1e-12)
-    with pytest.raises(MethodError, match=r"one CLIP model, found widths \(4, 5\)"):
-        clip_scores(texts[:, :4], images, wrong)
-    with pytest.raises(MethodError, match="bring some of each"):
-        clip_scores(texts, images, np.zeros(8, dtype=bool))

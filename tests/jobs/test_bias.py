@@ -208,6 +208,28 @@ def test_embeddings_that_were_computed_elsewhere(explained: Path, place: Path, t
     wrong = asked.model_copy(update={"embeddings": asked.embeddings.model_copy(update={"column": "nothing"})})
     with pytest.raises(InputError, match=r"vectors\.parquet"):
         bias(wrong)
+    pq.write_table(table[:20], tmp_path / "vectors.parquet")
+    with pytest.raises(MethodError, match="20 images have an embedding of their image, in halves of"):
+        bias(asked)
+
+
+def test_words_in_the_space_of_the_images(explained: Path, place: Path, tmp_path: Path) -> None:
+    """As CLIP would have them: a word for each value of the cue, where its images are."""
+    given = rows(explained)
+    vectors, cues = np.array([one["embedding"] for one in given]), np.array([one["cue"] for one in given])
+    words = {cue: vectors[cues == cue].mean(axis=0) - vectors.mean(axis=0) for cue in np.unique(cues).tolist()}
+    pq.write_table(pa.table({"text": list(words), "embedding": list(words.values())}), tmp_path / "words.parquet")
+    settings = {"spaces": "image", "words": str(tmp_path / "words.parquet")}
+    found = bias(spec(place, tmp_path / "out", explanations=str(explained), embeddings=settings))
+    assert found.confirmed
+    for one in found.confirmed:
+        assert one.words[0].text == one.enrichment[0].value
+        assert one.words[0].score.low > 0
+    assert "Words that its wrong images are more like" in (tmp_path / "out" / "report.html").read_text()
+    narrow = pa.table({"text": ["a"], "embedding": [[1.0, 2.0]]})
+    pq.write_table(narrow, tmp_path / "words.parquet")
+    with pytest.raises(InputError, match="words have 2 numbers and those of the images 64"):
+        bias(spec(place, tmp_path / "out", explanations=str(explained), embeddings=settings))
 
 
 def test_a_part_of_the_images_is_said(explained: Path, place: Path, tmp_path: Path) -> None:
@@ -222,8 +244,43 @@ def test_what_cannot_be_looked_for_is_told(place: Path, explained: Path, tmp_pat
     with pytest.raises(MethodError, match="no slicer is named 'nothing'"):
         bias(spec(place, tmp_path, **given, slicers=["nothing"]))
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(MethodError, match="in halves of"):
-        bias(spec(place, tmp_path, **given, images=20))
+
+
+def test_where_nothing_can_be_tested_nothing_is_embedded(
+    explained: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten images of a class in a half are too few for any slice; the report says so, and what to bring."""
+
+    def never(*_args: object) -> None:
+        raise AssertionError("embedded")
+
+    monkeypatch.setattr(again_module, "run", never)
+    found = bias(spec(place, tmp_path, explanations=str(explained), images=20, progress="json"))
+    assert (found.main.verdict.slices, found.findings, found.mitigation) == ((), (), ())
+    assert [measure.cue for measure in found.cues.measures] == ["cue"]
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    [told] = [line["why"] for line in lines if line["event"] == "no slice can be tested"]
+    assert "Bring more images of each class, more than 30." in told
+    assert told in (tmp_path / "report.html").read_text()
+    assert state(tmp_path, "bias.json")["tested"] == 0
+    assert pq.read_table(tmp_path / "tables" / "images.parquet").num_rows == 20
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "bias.json", "tables"}
+
+
+def test_an_input_is_predicted_before_it_is_embedded(place: Path, tmp_path: Path) -> None:
+    """By a method of one pass, where the job's own takes many."""
+    few = spec(place, tmp_path, limit=20, method="rise", method_args={"masks": 4})
+    found = bias(few)
+    assert found.main.verdict.slices == ()
+    assert {row["method"] for row in rows(tmp_path / "predictions")} == {"cam"}
+    assert not (tmp_path / "explained").exists()
+    assert any("Bring more images of each class" in one for one in found.statements)
+
+
+def test_other_images_are_embedded_anew(explained: Path, place: Path, tmp_path: Path) -> None:
+    given = {"explanations": str(explained), "embeddings": {"spaces": "image"}}
+    first, second = (bias(spec(place, tmp_path, **given, images=count)) for count in (200, 220))
+    assert (len(first.images), len(second.images)) == (200, 220)
 
 
 def test_without_labels_there_is_nothing_to_ask(place: Path, tmp_path: Path) -> None:

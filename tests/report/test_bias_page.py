@@ -175,12 +175,22 @@ def test_where_nothing_is_tested_nothing_is_claimed(found: Found, browser: Brows
         assert tab.locator("table#trials tbody tr td").all_inner_texts()[-5:] == ["0", "0", "0", "0", "–"]
 
 
+def test_where_nothing_was_embedded_no_part_speaks_of_embeddings(found: Found) -> None:
+    bare = replace(found.calm, images=replace(found.calm.images, embeddings={}), cues=found.failing.cues)
+    html = page(bare)
+    for part in ("map", "controls"):
+        assert f'id="{part}"' in page(found.calm)
+        assert f'id="{part}"' not in html
+    assert "goes by tag first" not in html
+    assert "none: no slice could be tested" in html
+
+
 def test_an_image_a_class_is_told_from_too_few_images(found: Found) -> None:
     """No rule mends it: whole slices have no others of their classes to be compared with either."""
     half = found.calm.main.discovery
     alone = replace(found.calm.main, discovery=replace(half, labels=np.arange(len(half.labels))))
     told = untested(replace(found.calm, trials=(alone,)))
-    assert f"{len(half.labels)} images of as many classes" in told
+    assert "in a half no class has two images, whatever the slicer and the rules" in told
     assert "Bring more images of each class: more than 30 for slices of one class" in told
     assert "fewer components" not in told
 
@@ -229,17 +239,18 @@ def test_that_the_mask_helps_is_only_said_where_it_finds_more(found: Found) -> N
     none = [replace(one, verdict=replace(one.verdict, slices=())) for one in trials]
     of_evidence = [one if one.space == "evidence" else bare for one, bare in zip(trials, none, strict=True)]
     assert sum(one.harm for one in of_evidence) > 0
-    assert "cannot settle" in controls(replace(found.failing, trials=tuple(of_evidence))).said[-1]
-    assert len(controls(replace(found.failing, trials=tuple(none))).said) == 1
+    [helped], [idle] = (controls(replace(found.failing, trials=tuple(some))) for some in (of_evidence, none))
+    assert "cannot settle" in helped.said[-1]
+    assert len(idle.said) == 1
 
 
 def test_the_map_draws_a_random_part_of_many_images(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = landscape(found.failing)
+    [part] = landscape(found.failing)
     assert f"all {IMAGES} of them, by the two principal components" in part.said[0]
     assert DRAWN <= 3_000
     assert str(part.figures[0].svg).count("<use") >= IMAGES
     monkeypatch.setattr("pipeline.report.bias.landscape.IMAGES", 50)
-    assert f"50 of {IMAGES}, drawn at random, by" in landscape(found.failing).said[0]
+    assert f"50 of {IMAGES}, drawn at random, by" in landscape(found.failing)[0].said[0]
 
 
 def test_the_page_is_small_and_the_same_again(found: Found) -> None:

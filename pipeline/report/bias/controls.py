@@ -34,19 +34,21 @@ COLUMNS = (
 )
 
 
-def controls(found: "Discovery") -> Part:
+def controls(found: "Discovery") -> tuple[Part, ...]:
     """The trials of a discovery.
 
     Args:
         found: by `raylens bias`.
 
     Returns:
-        The part.
+        The part; none where nothing was tried.
     """
+    if not found.images.embeddings:
+        return ()
     rows = tuple(_row(one, is_main=one is found.main) for one in found.trials)
     said = (READ, *_mask(found))
     table = Table("trials", "Slicers and what they were given", COLUMNS, rows)
-    return Part("controls", "Controls", "Controls", said, tables=(table,))
+    return (Part("controls", "Controls", "Controls", said, tables=(table,)),)
 
 
 def _row(one: Trial, *, is_main: bool) -> tuple[Cell, ...]:

@@ -43,7 +43,8 @@ def cues(found: "Discovery") -> tuple[Part, ...]:
     """
     if found.cues is None:
         return ()
-    return (Part("cues", "Cues", "Cues", (READ, *_ordered(found.cues)), tables=_tables(found.cues)),)
+    ordered = _ordered(found.cues) if found.images.embeddings else ()
+    return (Part("cues", "Cues", "Cues", (READ, *ordered), tables=_tables(found.cues)),)
 
 
 def _tables(measures: CueMeasures) -> tuple[Table, ...]:

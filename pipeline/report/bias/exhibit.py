@@ -69,6 +69,7 @@ class Exhibit:
         where: whether by what the model looks at; empty where that cannot be said.
         tables: summary numbers of the maps, and attribute values.
         keywords: of its captions.
+        words: of the user's that its wrong images are like.
     """
 
     anchor: str
@@ -87,6 +88,7 @@ class Exhibit:
     where: str
     tables: tuple[Table, ...]
     keywords: str
+    words: str
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def _exhibit(
         where=one.where,
         tables=tuple(_tables(one, anchor)),
         keywords=", ".join(f"{word.text} ({word.wrong} wrong, {word.others} right)" for word in one.keywords[:VALUES]),
+        words=", ".join(f"{word.text} (+{word.score.value:.3f})" for word in one.words[:VALUES]),
     )
 
 

@@ -89,6 +89,8 @@ def _answer(found: "Discovery") -> str:
     if main.verdict.confirmed:
         which = "It fails" if len(main.verdict.confirmed) == 1 else "They fail"
         return f"{which} on images that had no part in finding {'it' if which == 'It fails' else 'them'}:"
+    if not tested and any(half.correct.all() for _, half in main.halves):
+        return "The model errs on none of the images of a half, so that no slice can fail there."
     if not tested:
         least = main.verdict.rules.least_images
         return (

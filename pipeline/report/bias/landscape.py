@@ -42,15 +42,17 @@ class Drawn:
     slices: Ints
 
 
-def landscape(found: "Discovery") -> Part:
+def landscape(found: "Discovery") -> tuple[Part, ...]:
     """Draws the images of both halves.
 
     Args:
         found: by `raylens bias`.
 
     Returns:
-        The part.
+        The part; none where nothing was embedded.
     """
+    if not found.images.embeddings:
+        return ()
     drawn = _drawn(found)
     vectors = found.images.embeddings[found.main.space][drawn.rows]
     places, method = projected(vectors, found.spec.seed)
@@ -61,7 +63,7 @@ def landscape(found: "Discovery") -> Part:
         f"{SHOWN[found.main.space]}. Near marks are alike to the network; axes and distances between groups say "
         "nothing.",
     )
-    return Part("map", "All images, as the network sees them", "Map", said, figures=(_plot(found, drawn, places),))
+    return (Part("map", "All images, as the network sees them", "Map", said, figures=(_plot(found, drawn, places),)),)
 
 
 def projected(vectors: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float64], str]:

@@ -29,7 +29,7 @@ def slice_names(findings: Sequence[Finding], names: Mapping[int, str]) -> tuple[
 
 def _named(one: Finding, names: Mapping[int, str]) -> str:
     shared = next((f"{each.attribute} {each.value}" for each in one.enrichment if each.enriched), "")
-    shared = shared or next((f"“{word.text}”" for word in one.keywords), "")
+    shared = shared or next((f"“{word.text}”" for word in one.keywords or one.words), "")
     of_class = class_name(one.slice, names)
     if not shared:
         return ", ".join(part for part in (of_class, f"slice {one.slice.slice}") if part)

@@ -36,7 +36,7 @@ def page(found: "Discovery") -> str:
         "headline": headline(found),
         "shown": exhibition(found),
         "untested": untested(found),
-        "parts": [landscape(found), *cues(found), *remedies(found), controls(found), performance(found)],
+        "parts": [*landscape(found), *cues(found), *remedies(found), *controls(found), performance(found)],
         "rules": list(provenance.rules(found)),
         "facts": list(provenance.facts(found)),
         "specification": provenance.specification(found),

@@ -65,7 +65,8 @@ def facts(found: "Discovery") -> Iterator[tuple[str, str]]:
     yield "method", _with_arguments(record.spec["method"], record.spec.get("method_args") or {})
     yield "embeddings", _embeddings(found)
     yield "slicers", "; ".join(_with_arguments(one.name, dict(one.parameters)) for one in spec.slicers)
-    yield "found on", found.main.statement
+    if found.images.embeddings:
+        yield "found on", found.main.statement
     yield "graph digest", record.graph_digest
     yield "job digest", record.job_digest
     yield "seeds", f"slicers and draws {spec.seed}, halves {spec.halves_seed}"
@@ -80,6 +81,8 @@ def _with_arguments(name: str, arguments: dict[str, object]) -> str:
 
 def _embeddings(found: "Discovery") -> str:
     settings = found.spec.embeddings
+    if not found.images.embeddings:
+        return "none: no slice could be tested"
     if settings.file is not None:
         return f"column {settings.column} of {settings.file}"
     network = settings.model.source if settings.model else "the explained network"

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.bias.outlook import obstacle
+
 if TYPE_CHECKING:
     from pipeline.jobs.bias import Discovery
 
@@ -17,15 +19,10 @@ def untested(found: "Discovery") -> str:
     Returns:
         Sentences: what the rules ask for, what the half that finds slices has, and what to bring.
     """
-    rules = found.main.verdict.rules
-    _, images = np.unique(found.main.discovery.labels, return_counts=True)
-    if images.max() == 1:
-        return (
-            f"A slice is compared with other images of its class, within each half. The half that finds slices has "
-            f"{len(images):,} images of as many classes, so that none has another to be compared with, whatever the "
-            f"slicer and the rules. Bring more images of each class: more than {2 * rules.least_images} for slices of "
-            "one class, more than two for slices of many (rules.unit: slice)."
-        )
+    rules, main = found.main.verdict.rules, found.main
+    if why := obstacle(main.discovery, main.held_out, rules):
+        return why
+    _, images = np.unique(main.discovery.labels, return_counts=True)
     whole = ", or whole slices instead of one class's part (rules.unit: slice)" if rules.unit == "class" else ""
     return (
         f"The rules ask for {rules.least_images} images of a slice in each half, and for others of their class beside "
