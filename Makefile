@@ -52,8 +52,9 @@ bench-scale: venv  ## the job on 1 to 8 simulated nodes, and the constants of de
 	for part in scale constants sizes; do \
 	  PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/benchmarks $(BIN)/python tests/benchmarks/$$part.py || exit; done
 
-bench-bias: venv  ## the whole protocol of PlantedCue: which ways to find slices find the true ones (bench-bias/)
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/planted_cue.py --output bench-bias
+bench-bias: venv  ## the whole protocol of PlantedCue: which ways to find slices find the true ones, which maps say what a network goes by (bench-bias/)
+	for part in planted_cue planted_maps; do \
+	  PYTHONPATH=tests $(BIN)/python tests/benchmarks/$$part.py --output bench-bias || exit; done
 
 onnx-table: venv  ## compile every model family, write the table of deploy/ONNX.md
 	PYTHONPATH=tests $(BIN)/python tests/runtime/table.py

@@ -222,7 +222,7 @@ def summary(found: pl.DataFrame) -> pl.DataFrame:
         known = part.drop_nulls("confirmed")
         line: dict[str, Any] = {"regime": regime, "slicer": slicer, "space": space, "runs": len(known)}
         for name in ("recall", "p10", "chance"):
-            line[name] = _told(interval(known.drop_nulls(name).select("training_seed", name).iter_rows()))
+            line[name] = told(interval(known.drop_nulls(name).select("training_seed", name).iter_rows()))
         confirmed = int(known["confirmed"].sum())
         line["precision"] = f"{known['right'].sum()} of {confirmed}" if confirmed else "–"
         line |= {name: int(known[name].sum()) for name in ("flagged", "confirmed", "confusions")}
@@ -230,7 +230,8 @@ def summary(found: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(lines)
 
 
-def _told(found: tuple[float, float, float] | None) -> str:
+def told(found: tuple[float, float, float] | None) -> str:
+    """A mean with its interval, in words."""
     return "–" if found is None else f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
 
 
@@ -245,7 +246,7 @@ def gains(found: pl.DataFrame) -> pl.DataFrame:
         pairs = zip(runs["training_seed"].to_list(), (runs["evidence"] - best).to_list(), strict=True)
         helped = interval(pair for pair in pairs if pair[1] is not None)
         verdict = "–" if helped is None else "yes" if helped[1] > 0 else "no" if helped[2] < 0 else "not shown"
-        lines.append({"regime": regime, "slicer": slicer, "gain": _told(helped), "the explanation helps": verdict})
+        lines.append({"regime": regime, "slicer": slicer, "gain": told(helped), "the explanation helps": verdict})
     return pl.DataFrame(lines, schema=dict.fromkeys(("regime", "slicer", "gain", "the explanation helps"), pl.String))
 
 

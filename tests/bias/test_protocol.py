@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import planted_cue
+import planted_maps
 import polars as pl
 import pytest
+
+from pipeline.evaluation.controls import CONTROLS
 
 
 def made(recalls: dict[str, float], *, network: int, regime: str = "partial") -> list[dict[str, object]]:
@@ -51,3 +54,26 @@ def test_all_of_it_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert runs.filter(pl.col("slicer") == "random")["confirmed"].sum() == 0
     assert (tmp_path / "recall.png").stat().st_size > 5_000
     assert "written to" in capsys.readouterr().out
+
+
+def test_every_method_is_judged_or_told_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = "--training-images 64 --images 12 --training-seeds 2 --workers 1 --methods gradcam rise chefer"
+    planted_maps.main(["--output", str(tmp_path), *small.split()])
+    runs = pl.read_parquet(tmp_path / "maps.parquet")
+    assert set(runs["method"]) == {"gradcam", "rise", *CONTROLS}
+    assert len(runs) == 2 * len(set(runs["method"]))
+    lines = pl.read_csv(tmp_path / "maps.csv")
+    assert lines["signs"].str.contains(r"^\d\.\d\d \[\d\.\d\d, \d\.\d\d\], chance \d\.\d\d$").all()
+    assert "chefer does not fit: " in capsys.readouterr().out
+
+
+def test_methods_are_ordered_by_their_mean_over_networks() -> None:
+    numbers = dict.fromkeys([name for one in planted_maps.MEASURES for name in (one, f"{one}_chance")], 0.5)
+    rows = [
+        {**numbers, "training_seed": network, "method": method, "correlation": value}
+        for method, values in {"worse": (0.1, 0.9), "better": (0.6, 0.6), "none": (None, None)}.items()
+        for network, value in enumerate(values)
+    ]
+    lines = planted_maps.summary(pl.DataFrame(rows))
+    assert lines["method"].to_list() == ["better", "worse", "none"]
+    assert [one.split(",")[0] for one in lines["correlation"]] == ["0.60 [0.60", "0.50 [0.10", "–"]
