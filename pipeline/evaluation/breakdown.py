@@ -19,7 +19,7 @@ from pipeline.evaluation.comparison import Values
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.readings import LEVELS, chance_levels, control_values, own_values
 from pipeline.evaluation.significance import LEAST, Floats
-from pipeline.evaluation.weak_localisation import MEASURES, PXAP, pixel_precision_within, weak_localisation
+from pipeline.evaluation.weak_localisation import MAX_BOX_ACC, MEASURES, PXAP, pixel_precision_within, weak_localisation
 from pipeline.performance.result import share
 from pipeline.performance.tally import grouped
 from pipeline.slices import texts
@@ -35,6 +35,8 @@ CLASS: Column = ("class", "")
 """The class that the map explains; of a method that does not depend on it, the predicted one."""
 Value = int | str
 """A class index, or a slice's value."""
+SHARES = (*LEVELS, *MAX_BOX_ACC)
+"""Measures that lie between 0 and 1, and often at one of them."""
 READ = ("rank", "target", "prediction")
 
 
@@ -93,8 +95,8 @@ class Sums:
 
     Attributes:
         measures: their names.
-        groups: (M, 4) by column and value: images with a number, those whose number is 0 or 1, the sum of the numbers
-            and that of their squares.
+        groups: (M, 4) by column and value: images with a number, those that hit or miss wholly (a share of `SHARES`
+            that is 0 or 1), the sum of the numbers and that of their squares.
     """
 
     measures: tuple[str, ...]
@@ -116,7 +118,8 @@ class Sums:
         names, index = grouped(values)
         known = np.isfinite(numbers)
         number = np.where(known, numbers, 0.0)
-        parts = np.stack([known, known & np.isin(number, (0, 1)), number, number**2], axis=2)
+        whole = known & np.isin(number, (0, 1)) & np.isin(measures, SHARES)
+        parts = np.stack([known, whole, number, number**2], axis=2)
         total = np.zeros((len(names), len(measures), 4))
         np.add.at(total, index, parts)
         return cls(measures, {(column, name): total[place] for place, name in enumerate(names)})
@@ -283,7 +286,7 @@ def interval(sums: Floats, level: float) -> Interval | None:
         level: of the interval.
 
     Returns:
-        With Wilson's interval where every number is 0 or 1, else with Student's; None for fewer than `LEAST` images.
+        With Wilson's interval where every image hits or misses, else with Student's; None for fewer than `LEAST`.
     """
     images, hits_or_misses, total, squares = sums.tolist()
     if images < LEAST:

@@ -131,6 +131,14 @@ def test_hits_and_misses_have_wilson_s_interval(found: dict[tuple[str, str, str]
     assert (mean.value, mean.low, mean.high) == pytest.approx((hits.mean(), expected.low, expected.high))
 
 
+def test_numbers_that_are_no_shares_have_none_of_their_intervals(tmp_path, rows: Rows) -> None:
+    """A map that never falls below zero has its lowest value in every image."""
+    flat = broken_down(run_of(tmp_path, [one | {"heatmap_min": 0.0, "energy": 1.0} for one in rows]))
+    day = flat["slice", "light", "day"].means
+    assert (day["heatmap_min"].low, day["heatmap_min"].high) == (0, 0)
+    assert (day["energy"].low, day["energy"].high) == pytest.approx((60 / (60 + 1.959964**2), 1))
+
+
 def test_pixels_of_a_group_have_a_curve_of_their_own(
     found: dict[tuple[str, str, str], MapGroup], rows: Rows, run: FinishedRun
 ) -> None:

@@ -119,7 +119,9 @@ def test_maps_are_told_by_class_and_slice(alarmed: str, browser: Browser) -> Non
         expect(folds.locator("summary")).to_contain_text(titles)
         expect(folds.first).to_contain_text("classes with fewer than 10 images: no number is given.")
         assert folds.first.locator("table").count() == 0
+        folds.nth(1).locator("summary").click()
         shapes = folds.nth(1).locator("table")
+        expect(shapes).to_be_visible()
         assert shapes.locator("tbody").first.locator("tr").count() == len(HOSTILE)
         expect(shapes.locator("tbody").last).to_contain_text("all images")
 

@@ -19,7 +19,7 @@ OPEN = 14
 SENTENCES = 5
 RAW = ("heatmap_max", "heatmap_min", "self_check")
 """Measures in the method's own unit, which may be far from 1."""
-NBSP = "\N{NO-BREAK SPACE}"
+NBSP, MINUS = "\N{NO-BREAK SPACE}", "\N{MINUS SIGN}"
 NOTE = (
     "Means with their intervals; a class is the one that a map explains. Control: the mean of maps that know nothing, "
     "which are random ones, else chance, else a bump in the middle of every image. Worse: than all other images, by "
@@ -36,7 +36,7 @@ class Fold:
         title: what it holds.
         order: of its rows.
         table: of the groups.
-        is_open: whether it is short.
+        is_open: whether it is short, and tells how good maps are.
     """
 
     title: str
@@ -130,7 +130,8 @@ def _fold(cut: Cut, kind: Kind) -> Fold | None:
         " ".join(_left_out(cut, len(known))),
         below=(_row(cut.whole, measures),) if known else (),
     )
-    return Fold(title, kind.order if known else "", table, len(table.rows) <= OPEN)
+    is_open = kind is not SHAPES and len(table.rows) <= OPEN
+    return Fold(title, kind.order if known else "", table, is_open)
 
 
 def _left_out(cut: Cut, known: int) -> Iterator[str]:
@@ -164,7 +165,7 @@ def _row(group: MapGroup, measures: Sequence[str]) -> tuple[Cell, ...]:
 
 def _cell(measure: str, one: GroupMean | None, most: int) -> Cell:
     if one is None or one.value is None:
-        return Cell(DASH, note=plural(one.images, "image") if one and one.images else "")
+        return Cell(DASH, note=f"too few: {one.images}" if one and one.images else "")
     shown = number if measure in RAW else fixed
     notes = (
         f"{shown(one.low)} to {shown(one.high)}",
@@ -172,7 +173,7 @@ def _cell(measure: str, one: GroupMean | None, most: int) -> Cell:
         f"of {plural(one.images, 'image')}" if one.images < most else "",
         "worse" if one.is_worse else "",
     )
-    note = ", ".join(part.replace(" ", NBSP) for part in notes if part)  # broken between the parts alone
+    note = ", ".join(part.replace(" ", NBSP).replace("-", MINUS) for part in notes if part)  # no break within a part
     return Cell(shown(one.value), one.value, mood="bad" if one.is_worse else "", note=note)
 
 
