@@ -17,6 +17,7 @@ from pipeline.report.bias.landscape import IMAGES as DRAWN
 from pipeline.report.bias.landscape import landscape
 from pipeline.report.bias.naming import slice_names
 from pipeline.report.bias.page import page
+from pipeline.report.bias.performance import performance
 from pipeline.report.bias.untested import untested
 
 SECTIONS = ("Slices that fail, by the errors they cost", "Controls", "Performance", "How this was computed")
@@ -193,6 +194,17 @@ def test_an_image_a_class_is_told_from_too_few_images(found: Found) -> None:
     assert "in a half no class has two images, whatever the slicer and the rules" in told
     assert "Bring more images of each class: more than 30 for slices of one class" in told
     assert "fewer components" not in told
+
+
+def test_classes_of_few_images_are_a_sentence(found: Found) -> None:
+    """As if nine images were of a third class, and four of them were found."""
+    images = found.failing.images
+    third = np.arange(len(images))
+    labels, predictions = np.where(third < 9, 2, images.labels), np.where(third < 4, 2, images.predictions)
+    changed = replace(found.failing, images=replace(images, labels=labels, predictions=predictions))
+    (table,) = performance(changed).tables
+    assert {row[0].text for row in table.rows} == set(HOSTILE)
+    assert table.note.startswith("1 class with fewer than 10 images: right 4 of 9.")
 
 
 def test_without_attributes_slices_go_by_their_number(found: Found) -> None:

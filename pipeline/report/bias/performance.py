@@ -1,10 +1,12 @@
 """How accurate the model is over all, and class by class."""
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.performance.result import Share, share
+from pipeline.report import few
 from pipeline.report.bias.part import Part
 from pipeline.report.html.number import interval, percent, plural
 from pipeline.report.html.table import Cell, Column, Table, counted, text
@@ -45,14 +47,25 @@ def performance(found: "Discovery") -> Part:
 def _classes(found: "Discovery") -> Table:
     labels, right = found.images.labels, found.images.labels == found.images.predictions
     classes = np.unique(labels)
-    images, hits = (np.bincount(labels[which], minlength=1 + int(classes[-1])) for which in (labels >= 0, right))
-    ordered = sorted(classes.tolist(), key=lambda one: (hits[one] / images[one], -images[one]))
-    note = ""
-    if len(ordered) > CLASS_ROWS:
-        note = f"The {CLASS_ROWS} classes of {len(ordered)} with the lowest accuracy."
     level = found.spec.rules.level
-    rows = tuple(_row(found, one, share(int(hits[one]), int(images[one]), level)) for one in ordered[:CLASS_ROWS])
+    images, hits = (np.bincount(labels[which], minlength=1 + int(classes[-1])) for which in (labels >= 0, right))
+    shares = {one: share(int(hits[one]), int(images[one]), level) for one in classes.tolist()}
+    enough = (one for one in shares if images[one] >= few.LEAST)
+    ordered = sorted(enough, key=lambda one: (hits[one] / images[one], -images[one]))
+    rows = tuple(_row(found, one, shares[one]) for one in ordered[:CLASS_ROWS])
+    short = [one for one in shares.values() if one.of < few.LEAST]
+    note = " ".join(_left_out(len(ordered), short))
     return Table("classes", "Classes, the lowest accuracy first", COLUMNS, rows, note)
+
+
+def _left_out(many: int, short: Sequence[Share]) -> Iterator[str]:
+    """What the table does not show."""
+    if many > CLASS_ROWS:
+        yield f"The {CLASS_ROWS} classes of {many:,} with the lowest accuracy."
+    if short:
+        yield few.right(short, "class", "classes")
+    if many > CLASS_ROWS or short:
+        yield "The explanations hold label and prediction of every image."
 
 
 def _row(found: "Discovery", label: int, right: Share) -> tuple[Cell, ...]:
