@@ -80,6 +80,8 @@ class RayRunner:
 
     def stream(self, steps: Steps, work: Sequence[Work], *, errors_allowed: int = 0) -> Iterator[dict[str, Any]]:
         """See `Runner`."""
+        import ray
+
         from pipeline.stream import dataset
 
         # Ray Data (seen in 2.60) leaves its actors to the garbage collector, and after the loss of a node they are held
@@ -88,6 +90,7 @@ class RayRunner:
         dataset.configure(steps, errors_allowed=errors_allowed)
         spec = self._spec
         pool = dataset.Pool.sized(
+            ray.cluster_resources(),  # type: ignore[no-untyped-call]
             workers=spec.workers,
             max_workers=spec.max_workers,
             gpus_per_worker=spec.gpus_per_worker if self.device == "cuda" else 0,

@@ -3,9 +3,10 @@
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from pipeline.stream.parts import Counts, Group
 from pipeline.stream.steps import Steps, Work
 
 TASK_CPUS = 0.25  # reading, decoding and writing wait for storage half of the time
+ACTOR_CPUS = 0.7  # the rest of an actor's core is for decoding
 TASK_RETRIES = 4  # Ray Data's default is to repeat an image that kills its process for ever
 NEVER = -1.0
 """A share that no utilisation falls to: a pool that waits for blocks for a moment keeps its loaded models."""
@@ -44,25 +46,37 @@ class Pool:
     gpus: float
 
     @classmethod
-    def sized(cls, *, workers: int | None, max_workers: int | None, gpus_per_worker: float) -> "Pool":
+    def sized(
+        cls,
+        resources: Mapping[str, float],
+        *,
+        workers: int | None,
+        max_workers: int | None,
+        gpus_per_worker: float,
+    ) -> "Pool":
         """Sizes the pool by the cluster: one actor a GPU share, or one a CPU with room left for decoding.
 
         On a CPU every actor is given 0.7 of a core, and the rest goes to decoding: 2 cores hold 2 actors and 2 tasks.
+        Ray Data asks an autoscaler for the CPUs of the actors that a pool may have. Where the cluster is to grow to a
+        core for each, the pool may have so many more; they find no room on those cores.
 
         Args:
+            resources: of the cluster as it is now, by Ray's names.
             workers: least number of actors, or None for as many as fit, and one at least.
-            max_workers: most actors, or None for the number at the start.
+            max_workers: most actors, and the CPUs that the cluster may grow to; or None for the number at the start.
             gpus_per_worker: of one actor; 0 on a CPU.
 
         Returns:
             The pool.
         """
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cpus = resources.get("CPU", 1)
         fitting = int(resources.get("GPU", 0) / gpus_per_worker) if gpus_per_worker else int(cpus)
-        initial = max(1, workers or fitting)
-        share = 0.0 if gpus_per_worker else min(0.7, max(0.1, (cpus - 2 * TASK_CPUS) / initial))
-        return cls(workers or 1, initial, max(initial, max_workers or initial), share, gpus_per_worker)
+        initial = max(1, workers or min(fitting, max_workers or fitting))
+        most = max_workers or initial
+        if gpus_per_worker:
+            return cls(workers or 1, initial, most, 0.0, gpus_per_worker)
+        share = min(ACTOR_CPUS, max(0.1, (cpus - 2 * TASK_CPUS) / initial))
+        return cls(workers or 1, initial, ceil(most / ACTOR_CPUS) if most > max(cpus, initial) else most, share, 0.0)
 
 
 class Explainer:

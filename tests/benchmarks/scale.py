@@ -243,7 +243,7 @@ def storage(bench: Bench) -> None:
 
 def growing(bench: Bench) -> None:
     """Ray's autoscaler adds nodes while a job runs, and takes them away afterwards; `--workers 1 --max-workers 4`."""
-    tars = bench.tars(SHARDS * 8)
+    tars = bench.tars(SHARDS * 12)  # the last worker begins after a minute or two
     with (
         growing_cluster(bench.folder, nodes=4, store=STORE, idle_s=IDLE_S) as address,
         connected(address),
