@@ -42,6 +42,7 @@ class Running:
     def __init__(self, folder: Path, process: subprocess.Popen[str], config: dict[str, Any]) -> None:
         self.folder, self.process, self.config = folder, process, config
         self.address = f"http://127.0.0.1:{config['port']}"
+        self.grpc = f"127.0.0.1:{config['grpc_port']}"
 
     def begun(self) -> int:
         """Images that the network has begun with."""
@@ -106,7 +107,9 @@ def two_replicas(folder: Path, proxy: str = "ray") -> Iterator[Running]:
     """Two processes that answer, of a network that can be held, behind a proxy."""
     network = {"model": "module:chaos.hostile:Gated", "model_args": {"folder": str(folder), "seconds": IMAGE_S}}
     config = {
+        "host": "0.0.0.0",
         "port": free_port(),
+        "grpc_port": free_port(),
         "proxy": proxy,
         "models": {"tiny": {**TINY, **network, "batch_size": BATCH, "methods": ["gradcam"]}},
         "replicas": {"cpus": 0.5, "min_replicas": REPLICAS, "max_replicas": REPLICAS},

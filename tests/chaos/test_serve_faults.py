@@ -18,6 +18,7 @@ from typing import NamedTuple
 import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc.aio as triton
 import yaml
 from chaos.scene import importable
 from chaos.service import (
@@ -34,6 +35,7 @@ from chaos.service import (
     with_client,
 )
 from samples import jpeg
+from tritonclient.utils import InferenceServerException
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 OVERLOAD_S = float(os.environ.get("RAYLENS_OVERLOAD_S", "4"))
@@ -264,6 +266,37 @@ def test_a_killed_process_loses_no_request(running: Running) -> None:
         await until(lambda: len(set(running.replicas()) - set(victims)) == 1)
 
     assert under_load(running, kill).keys() == {200}
+
+
+async def calls(running: Running, stop: asyncio.Event) -> Counter[str]:
+    """Statuses of calls over gRPC, one after the other."""
+    found: Counter[str] = Counter()
+    image = triton.InferInput("image", [1], "BYTES").set_data_from_numpy(np.array([jpeg(0)], dtype=np.object_))
+    async with triton.InferenceServerClient(running.grpc) as client:
+        while not stop.is_set():
+            try:
+                await client.infer("tiny", [image])
+            except InferenceServerException as error:
+                found[error.status() or repr(error)] += 1
+            else:
+                found["OK"] += 1
+    return found
+
+
+def test_a_killed_process_loses_no_call(running: Running) -> None:
+    """Over gRPC, with clients enough that the process has calls in it."""
+
+    async def talk() -> Counter[str]:
+        stop = asyncio.Event()
+        asking = [asyncio.create_task(calls(running, stop)) for _ in range(4)]
+        await asyncio.sleep(1)
+        victims = running.replicas()
+        victims[0].kill()
+        await until(lambda: len(set(running.replicas()) - set(victims)) == 1)
+        stop.set()
+        return sum(await asyncio.gather(*asking), Counter())
+
+    assert asyncio.run(talk()).keys() == {"OK"}
 
 
 def test_a_rolling_restart_loses_no_request(running: Running) -> None:
