@@ -7,9 +7,9 @@ from pipeline.performance.result import Share
 from pipeline.report.html.number import plural
 
 
-def groups(count: int, singular: str, several: str | None = None) -> str:
+def groups(count: int, singular: str, several: str | None = None, *, images: str = "images") -> str:
     """`143 classes with fewer than 10 images`."""
-    return f"{plural(count, singular, several)} with fewer than {LEAST} images"
+    return f"{plural(count, singular, several)} with fewer than {LEAST} {images}"
 
 
 def right(found: Sequence[Share], singular: str, several: str | None = None) -> str:

@@ -74,16 +74,22 @@ class Kind:
         anchor: of its elements.
         title: in a word or two.
         order: of the rows.
+        images: that are counted.
+        more: where there are too few of them, how to have more.
         titles: of the measures' columns.
     """
 
     anchor: str
     title: str
     order: str
+    images: str
+    more: str
     titles: Mapping[str, str]
 
 
-SHAPES = Kind("maps", "Shape of the maps", "the most frequent first", {name: subject(name) for name in SUMMARIES})
+SHAPES = Kind(
+    "maps", "Shape of the maps", "the most frequent first", "images", "", {one: subject(one) for one in SUMMARIES}
+)
 
 
 def folds(groups: Sequence[MapGroup], metrics: Sequence[MetricRow]) -> list[Fold]:
@@ -99,7 +105,8 @@ def folds(groups: Sequence[MapGroup], metrics: Sequence[MetricRow]) -> list[Fold
     titles = {
         one.name: f"{one.name}{NBSP}{ARROWS[one.higher_is_better]}" for one in metrics if HELD_OUT not in one.name
     }
-    measured = Kind("metrics", "Metrics", "worse ones first, then the most frequent", titles)
+    order, more = "worse ones first, then the most frequent", "; measure.images asks for more"
+    measured = Kind("metrics", "Metrics", order, "measured images", more, titles)
     found = (_fold(cut, kind) for cut in _cuts(groups) for kind in (measured, SHAPES))
     return [one for one in found if one is not None]
 
@@ -127,22 +134,20 @@ def _fold(cut: Cut, kind: Kind) -> Fold | None:
         f"{title}: {kind.order}",
         (Column(cut.title, numeric=False), Column("Images"), *(Column(kind.titles[one]) for one in measures)),
         tuple(_row(one, measures) for one in known[:ROWS]),
-        " ".join(_left_out(cut, len(known))),
+        " ".join(_left_out(cut, kind, len(known))),
         below=(_row(cut.whole, measures),) if known else (),
     )
     is_open = kind is not SHAPES and len(table.rows) <= OPEN
     return Fold(title, kind.order if known else "", table, is_open)
 
 
-def _left_out(cut: Cut, known: int) -> Iterator[str]:
+def _left_out(cut: Cut, kind: Kind, known: int) -> Iterator[str]:
     """What the table does not show."""
     short = len(cut.groups) - known
     if known > ROWS:
-        yield f"The first {ROWS:,} of {known:,} {cut.several}."
+        yield f"The first {ROWS:,} of {known:,} {cut.several}; all are in tables/breakdown.parquet."
     if short:
-        yield f"{few.groups(short, cut.what, cut.several)}: no number is given."
-    if known > ROWS or short:
-        yield f"Every {cut.what} is in tables/breakdown.parquet."
+        yield f"{few.groups(short, cut.what, cut.several, images=kind.images)}: no number is given{kind.more}."
 
 
 def _has_number(group: MapGroup, measures: Sequence[str]) -> bool:
