@@ -197,9 +197,7 @@ def _discovery(
 ) -> Discovery:
     names = explained.labels
     trials, statements = _trials(spec, images, names, shown)
-    described = findings(
-        images, trials[0], names, captions=spec.captions, words=words, seed=spec.seed, most=DESCRIBED
-    )
+    described = findings(images, trials[0], names, captions=spec.captions, words=words, seed=spec.seed, most=DESCRIBED)
     shown.say("describing", slices=len(described))
     return Discovery(
         spec,

@@ -124,6 +124,7 @@ def two_replicas(folder: Path, proxy: str = "ray") -> Iterator[Running]:
         try:
             with httpx.Client(base_url=found.address, timeout=30) as client:
                 wait_until_ready(client, lambda: process.poll() is None)
+                asyncio.run(until(lambda: len(found.samples(client, "raylens_requests_in_progress")) == REPLICAS))
             yield found
         finally:
             family = found.family()
