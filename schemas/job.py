@@ -154,7 +154,9 @@ class JobSpec(Frozen):
     workers: PositiveInt | None = Field(
         None, description="Least number of graph actors; by default one a CPU or one a GPU."
     )
-    max_workers: PositiveInt | None = Field(None, description="Most graph actors; the pool grows up to it.")
+    max_workers: PositiveInt | None = Field(
+        None, description="Most graph actors, and the CPUs or GPUs that a cluster may grow to for them."
+    )
     gpus_per_worker: PositiveFloat = Field(1.0, description="GPU share of one graph actor on a GPU.")
     block_images: PositiveInt | None = Field(
         None, description="Images that are read, explained and committed together; by default about 20 MiB of pixels."
