@@ -15,7 +15,6 @@ from serve.problems import RefusedError
 from serve.requests import checked
 from serve.tensors import InferRequest, packed
 
-SERVICE = "inference.GRPCInferenceService"
 PARAMETERS = ((bool, "bool_param"), (int, "int64_param"), (float, "double_param"), (str, "string_param"))
 """Fields by type; bool before int, since it is one."""
 

@@ -71,7 +71,7 @@ def _grpc_options(spec: ServeSpec, timeout_s: float) -> gRPCOptions | None:
     """Without reflection: it would answer who has no key."""
     if spec.grpc_port is None:
         return None
-    functions = ["serve.grpc_inference.add_to_server"]
+    functions = ["serve.grpc_server.add_to_server"]
     return gRPCOptions(
         port=spec.grpc_port,
         grpc_servicer_functions=functions,

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from schemas.online import ServeSpec
-from serve.grpc_inference import GrpcInference, add_to_server
+from serve.grpc_inference import GrpcInference
+from serve.grpc_server import add_to_server
 from serve.service import Service
 from serve.web import create_web
 

@@ -173,6 +173,11 @@ def test_a_local_job_does_not_load_ray(tmp_path: Path) -> None:
     assert loaded(statement, "ray", "torch") == {"torch"}
 
 
+def test_a_proxy_loads_no_network() -> None:
+    heavy = ("torch", "onnxruntime", "pyarrow", "timm", "serve.service")
+    assert loaded("import serve.proxy, serve.grpc_server", *heavy) == set()
+
+
 def test_the_command_starts_fast() -> None:
     heavy = ("torch", "ray", "pandas", "pyarrow", "timm", "transformers", "matplotlib")
     assert loaded("import pipeline.cli", *heavy) == set()

@@ -273,7 +273,7 @@ def endpoint(cluster: Any) -> Iterator[Endpoint]:
     from serve.app import build_app
 
     http, grpc = free_port(), free_port()
-    functions = ["serve.grpc_inference.add_to_server"]
+    functions = ["serve.grpc_server.add_to_server"]
     serve.start(
         http_options={"host": "127.0.0.1", "port": http},
         grpc_options={"port": grpc, "grpc_servicer_functions": functions},

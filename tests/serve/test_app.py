@@ -35,7 +35,7 @@ def ports(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     """Two applications: one as a RayService describes it, one by a file, below /second."""
     folder = tmp_path_factory.mktemp("run")
     http, grpc = free_port(), free_port()
-    functions = ["serve.grpc_inference.add_to_server"]
+    functions = ["serve.grpc_server.add_to_server"]
     config = {
         "http_options": {"host": "127.0.0.1", "port": http},
         "grpc_options": {"port": grpc, "grpc_servicer_functions": functions},

@@ -18,9 +18,10 @@ from serving import listening, started, talk
 from tritonclient.grpc import service_pb2 as peer
 from tritonclient.utils import InferenceServerException
 
-from serve import grpc_inference
+from serve import grpc_server
 from serve.grpc_inference import METHODS, STATUS, UNAVAILABLE, GrpcInference
-from serve.grpc_messages import MESSAGES, SERVICE
+from serve.grpc_messages import MESSAGES
+from serve.grpc_server import NAMES, SERVICE
 from serve.problems import STATUS as PROBLEMS
 from serve.service import Service
 
@@ -166,7 +167,7 @@ def test_errors_are_statuses(address: str, changed: dict[str, Any], status: str,
 
 def test_bytes_that_are_no_message(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
-        for method in METHODS:
+        for method in NAMES:
             with pytest.raises(grpc.RpcError, match="the request is no ") as caught:
                 channel.unary_unary(f"/{SERVICE}/{method}")(b"\xff\xff\xff", timeout=10)
             assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -283,14 +284,18 @@ def live(service: Service, losses: int, status: grpc.StatusCode, *, of_ray: bool
 def test_a_call_that_lost_its_process_is_made_again(
     service: Service, monkeypatch: pytest.MonkeyPatch, status: grpc.StatusCode, *, of_ray: bool
 ) -> None:
-    monkeypatch.setattr(grpc_inference, "PAUSE_S", 0.0)
+    monkeypatch.setattr(grpc_server, "PAUSE_S", 0.0)
     losing, answer = live(service, 2, status, of_ray=of_ray)
     assert answer
     assert losing.left == -1
 
 
+def test_a_server_is_told_of_every_method() -> None:
+    assert tuple(METHODS) == NAMES
+
+
 def test_it_ends_as_unavailable(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpc_inference, "PAUSE_S", 0.0)
+    monkeypatch.setattr(grpc_server, "PAUSE_S", 0.0)
     with pytest.raises(InferenceServerException, match="was lost; try again") as caught:
         live(service, 99, grpc.StatusCode.INTERNAL)
     assert caught.value.status() == "StatusCode.UNAVAILABLE"
