@@ -97,7 +97,7 @@ def free_port() -> int:
 
 def wait_until_ready(client: httpx.Client, is_running: Callable[[], bool] = lambda: True) -> None:
     """Until a service of other processes answers."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert is_running(), "the command ended"
         try:
@@ -106,4 +106,4 @@ def wait_until_ready(client: httpx.Client, is_running: Callable[[], bool] = lamb
         except httpx.TransportError:
             pass
         time.sleep(0.3)
-    pytest.fail("not ready within 120 s")
+    pytest.fail("not ready within 240 s")

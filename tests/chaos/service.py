@@ -27,7 +27,7 @@ QUEUE = 8
 QUEUE_S = 10.0
 BATCH = 4
 IMAGES = 20
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 
 
 class Running:

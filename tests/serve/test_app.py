@@ -26,7 +26,7 @@ def serve_run(folder: Path, *arguments: str) -> None:
     """Ray's command, from a folder without our sources."""
     address = ray.get_runtime_context().gcs_address
     command = [Path(sys.executable).with_name("serve"), "run", "--non-blocking", "--address", address, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
