@@ -28,4 +28,19 @@ def right(found: Sequence[Share], singular: str, several: str | None = None) -> 
     return f"{groups(len(found), singular, several)}{told}."
 
 
-__all__ = ["LEAST", "groups", "right"]
+def left_out(ordered: int, most: int, short: Sequence[Share], *, by: str, rest: str) -> str:
+    """What a table of classes does not show, and where it stands.
+
+    Args:
+        ordered: classes with images enough.
+        most: rows of the table, those with the lowest number first.
+        short: accuracy of the classes with too few images.
+        by: the number that they are ordered by.
+        rest: a sentence on where all of them are.
+
+    Returns:
+        Sentences; empty where every class is shown.
+    """
+    cut = [f"The {most:,} classes with the lowest {by} of {ordered:,}."] if ordered > most else []
+    told = [right(short, "class", "classes")] if short else []
+    return " ".join([*cut, *told, rest]) if cut or told else ""

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.performance.result import ClassRow, Group, Performance, Share
+from pipeline.evaluation.significance import LEAST
+from pipeline.performance.result import ClassRow, Group, Performance
 from pipeline.report import few
 from pipeline.report.audit import plots
 from pipeline.report.html.number import plural
@@ -33,8 +34,8 @@ def class_table(performance: Performance) -> Table | None:
     """
     if performance.overall.labelled == 0:
         return None
-    ordered = sorted((one for one in performance.classes if one.images.labelled >= few.LEAST), key=_worst_first)
-    short = [one.images.accuracy for one in performance.classes if one.images.labelled < few.LEAST]
+    ordered = sorted((one for one in performance.classes if one.images.labelled >= LEAST), key=_worst_first)
+    short = [one.images.accuracy for one in performance.classes if one.images.labelled < LEAST]
     columns = (
         Column("Class", numeric=False),
         Column("Images"),
@@ -45,18 +46,8 @@ def class_table(performance: Performance) -> Table | None:
         Column("Mean score"),
     )
     rows = tuple(_class_row(one) for one in ordered[:CLASS_ROWS])
-    note = " ".join(_left_out(len(ordered), short))
+    note = few.left_out(len(ordered), CLASS_ROWS, short, by="recall", rest="Every class is in tables/classes.parquet.")
     return Table("classes", "Classes, the lowest recall first", columns, rows, note)
-
-
-def _left_out(many: int, short: Sequence[Share]) -> Iterator[str]:
-    """What the table of classes does not show."""
-    if many > CLASS_ROWS:
-        yield f"The {CLASS_ROWS:,} classes with the lowest recall of {many:,}."
-    if short:
-        yield few.right(short, "class", "classes")
-    if many > CLASS_ROWS or short:
-        yield "Every class is in tables/classes.parquet."
 
 
 def _worst_first(one: ClassRow) -> tuple[bool, float, int]:
@@ -87,9 +78,9 @@ def slice_tables(performance: Performance) -> Iterator[Table]:
         The tables.
     """
     for number, (name, groups) in enumerate(performance.slices.items()):
-        enough = (group for group in groups if group.images >= few.LEAST)
+        enough = (group for group in groups if group.images >= LEAST)
         ordered = sorted(enough, key=lambda group: (group.accuracy.value is None, group.accuracy.value or 0.0))
-        short = [group.accuracy for group in groups if group.images < few.LEAST]
+        short = [group.accuracy for group in groups if group.images < LEAST]
         told = few.right(short, f"value of {name}", f"values of {name}") if short else ""
         note = f"{told} Every value is in tables/slices.parquet." if short else ""
         columns = (Column(name, numeric=False), *GROUP)

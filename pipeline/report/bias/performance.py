@@ -1,10 +1,10 @@
 """How accurate the model is over all, and class by class."""
 
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.evaluation.significance import LEAST
 from pipeline.performance.result import Share, share
 from pipeline.report import few
 from pipeline.report.bias.part import Part
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.jobs.bias import Discovery
 
 CLASS_ROWS = 200
+EVERY_IMAGE = "The explanations hold label and prediction of every image."
 COLUMNS = (
     Column("Class", numeric=False),
     Column("Images"),
@@ -50,22 +51,18 @@ def _classes(found: "Discovery") -> Table:
     level = found.spec.rules.level
     images, hits = (np.bincount(labels[which], minlength=1 + int(classes[-1])) for which in (labels >= 0, right))
     shares = {one: share(int(hits[one]), int(images[one]), level) for one in classes.tolist()}
-    enough = (one for one in shares if images[one] >= few.LEAST)
+    enough = (one for one in shares if images[one] >= LEAST)
     ordered = sorted(enough, key=lambda one: (hits[one] / images[one], -images[one]))
     rows = tuple(_row(found, one, shares[one]) for one in ordered[:CLASS_ROWS])
-    short = [one for one in shares.values() if one.of < few.LEAST]
-    note = " ".join(_left_out(len(ordered), short))
+    short = [one for one in shares.values() if one.of < LEAST]
+    note = few.left_out(
+        len(ordered),
+        CLASS_ROWS,
+        short,
+        by="accuracy",
+        rest=EVERY_IMAGE,
+    )
     return Table("classes", "Classes, the lowest accuracy first", COLUMNS, rows, note)
-
-
-def _left_out(many: int, short: Sequence[Share]) -> Iterator[str]:
-    """What the table does not show."""
-    if many > CLASS_ROWS:
-        yield f"The {CLASS_ROWS} classes of {many:,} with the lowest accuracy."
-    if short:
-        yield few.right(short, "class", "classes")
-    if many > CLASS_ROWS or short:
-        yield "The explanations hold label and prediction of every image."
 
 
 def _row(found: "Discovery", label: int, right: Share) -> tuple[Cell, ...]:
