@@ -55,6 +55,7 @@ def test_prediction_and_heatmap(name: str) -> None:
     x = model.preprocessing.normalise(pixels, torch.float32).contiguous()
     spec = GraphSpec(model=ModelSpec(source=f"timm:{name}", weights="random"))
     compiled = compile_graph(spec, model)
+    assert max(compiled.errors.values()) <= 1e-4
     runs = {
         "torch forward": forward(model, x),
         "torch Grad-CAM": ours(model, "gradcam", x),
