@@ -119,7 +119,7 @@ def _discovered(spec: BiasSpec, shown: Display) -> Discovery:
         with cluster(spec) as ready:
             predicted = _predicted(spec, shown, ready)
             known = identified(predicted, attributes=spec.attributes, images=spec.images, seed=spec.seed)
-            why = obstacle(*unsliced(known, spec.halves_seed), Rules(**spec.rules.model_dump()))
+            why = _obstacle(spec, predicted, known)
             explained = predicted if why else _embedded(spec, predicted, shown, ready)
         if why:
             shown.say("no slice can be tested", why=why)
@@ -146,6 +146,15 @@ def _predicted(spec: BiasSpec, shown: Display, ready: Callable[[], None]) -> Fin
     quick = {**dict.fromkeys(METRICS), **_quick(spec), "target": "predicted"}
     job = spec.job(f"{spec.output}/predictions").model_copy(update=quick)
     return selected(job, Selection(None, None), shown, ready)
+
+
+def _obstacle(spec: BiasSpec, predicted: FinishedRun, known: Gathered) -> str:
+    """Why no slice can be tested, and whether more images are at hand; empty where one can."""
+    why = obstacle(*unsliced(known, spec.halves_seed), Rules(**spec.rules.model_dump()))
+    explained = predicted.record.explained
+    if why and explained > spec.images:
+        return f"{why} Only {spec.images:,} of {explained:,} explained images are looked at: raise `images` first."
+    return why
 
 
 def _quick(spec: BiasSpec) -> dict[str, Any]:

@@ -260,7 +260,8 @@ def test_where_nothing_can_be_tested_nothing_is_embedded(
     assert [measure.cue for measure in found.cues.measures] == ["cue"]
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
     [told] = [line["why"] for line in lines if line["event"] == "no slice can be tested"]
-    assert "Bring more images of each class, more than 30." in told
+    assert "Bring more images of each class, more than 30. Only 20 of " in told
+    assert told.endswith(" explained images are looked at: raise `images` first.")
     assert told in (tmp_path / "report.html").read_text()
     assert state(tmp_path, "bias.json")["tested"] == 0
     assert pq.read_table(tmp_path / "tables" / "images.parquet").num_rows == 20
@@ -274,7 +275,8 @@ def test_an_input_is_predicted_before_it_is_embedded(place: Path, tmp_path: Path
     assert found.main.verdict.slices == ()
     assert {row["method"] for row in rows(tmp_path / "predictions")} == {"cam"}
     assert not (tmp_path / "explained").exists()
-    assert any("Bring more images of each class" in one for one in found.statements)
+    [told] = [one for one in found.statements if "Bring more images of each class" in one]
+    assert "raise `images`" not in told  # all there are were looked at
 
 
 def test_other_images_are_embedded_anew(explained: Path, place: Path, tmp_path: Path) -> None:
